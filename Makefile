@@ -1,0 +1,47 @@
+# Burnish: set up, try, test.  Everything lives in .venv; nothing is installed outside this folder.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test check bench clean
+
+help:
+	@echo "make demo   set up and train a tool-using agent from zero (minutes, on a CPU)"
+	@echo "make test   set up and run the tests"
+	@echo "make check  format, lint, types and import rules"
+	@echo "make setup  only set up"
+	@echo "make bench  quick form of every benchmark"
+	@echo "make clean  remove the environment and caches"
+
+setup: $(VENV)/.train
+demo: $(VENV)/.train
+	$(BIN)/burnish demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+bench: $(VENV)/.train
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file --quick || exit 1; done
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Burnish needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1); set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+	sh tools/install.sh $(BIN)/pip ".[train]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	sh tools/install.sh $(BIN)/pip ".[dev]"
+	touch $@ $(VENV)/.train

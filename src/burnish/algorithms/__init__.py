@@ -1,0 +1,1 @@
+"""Advantages, losses and packing: pure functions of tensors, one small file each."""

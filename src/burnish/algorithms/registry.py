@@ -1,0 +1,40 @@
+"""Losses by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from burnish.algorithms.grpo import GrpoLoss
+from burnish.algorithms.loss import Loss
+from burnish.algorithms.sft import SftLoss
+from burnish.core.errors import ConfigError
+
+LOSSES: Mapping[str, type[SftLoss] | type[GrpoLoss]] = {"sft": SftLoss, "grpo": GrpoLoss}
+
+
+def make_loss(name: str, options: Mapping[str, Any] | None = None) -> Loss:
+    """The loss called `name` with its options; ConfigError (with a suggestion) for an unknown name, option or value.
+
+    >>> make_loss("grpo", {"clip_high": 0.3}).needs_reference
+    False
+    """
+    if name not in LOSSES:
+        raise ConfigError(f"unknown loss {name!r}{_suggestion(name, LOSSES)}")
+    kind = LOSSES[name]
+    known = [field.name for field in dataclasses.fields(kind)]
+    for option in options or {}:
+        if option not in known:
+            raise ConfigError(f"loss {name} has no option {option!r}{_suggestion(option, known)}")
+    try:
+        return kind(**(options or {}))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"loss {name}: {error}") from error
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"

@@ -1,0 +1,230 @@
+"""The command line: parses arguments, prints, and is the only place that does.  Everything heavy is imported late."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+COMMANDS: dict[str, str] = {
+    "demo": "train a tiny tool-using agent from zero, and open its report",
+    "train": "train by a recipe, an environment file or a taskset",
+    "resume": "go on with an interrupted run, exactly",
+    "fork": "start a new run from the state of another, with changed keys",
+    "eval": "evaluate a run, a model folder or an endpoint on held-out tasks",
+    "compare": "compare two evaluations, paired over tasks and seeds",
+    "view": "follow a run in the browser",
+    "report": "write a run's report as one HTML file",
+    "runs": "list runs, or prune them to a disk budget",
+    "replay": "recompute a stored step and compare its loss",
+    "export": "write a run's policy as a Hugging Face folder",
+    "doctor": "examine an environment before training in it",
+    "init": "write an example project",
+    "keys": "list every recipe key with its default and reason",
+}
+
+EXIT_USAGE = 2
+EXIT_STOPPED = 3
+EXIT_INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors suggest what was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"burnish: {message}{_hint(self, message)}", file=sys.stderr)
+        print(f"Try: {self.prog} --help", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE)
+
+
+def _hint(parser: argparse.ArgumentParser, message: str) -> str:
+    words = [word.strip("'\",:") for word in message.split()]
+    options = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    for word in words:
+        close = difflib.get_close_matches(word.split("=")[0], options, n=1) if word.startswith("--") else []
+        if close and word.split("=")[0] not in options:
+            return f"; did you mean {close[0]}?"
+    return ""
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="burnish",
+        description="RL post-training for tool-using agents, with a learning signal you can trust.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="First steps: burnish demo; burnish init my-agent; burnish train my_env.py\n"
+        "Every recipe key: burnish keys",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("--traceback", action="store_true", help="show tracebacks of expected errors too")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        _ARGUMENTS[name](command)
+    return parser
+
+
+def _overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("keys", nargs="*", metavar="key=value", help="recipe keys, such as rl.lr=1e-4")
+
+
+def _root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", default="runs", help="folder that holds the runs (default: runs)")
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's folder, name, start of its name, or: latest")
+    _root(parser)
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    _overrides(parser)
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="built-in recipe, .toml, environment .py or taskset .jsonl")
+    _overrides(parser)
+
+
+def _fork(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("--step", default="", metavar="CHECKPOINT", help="such as rl-000020 (default: the newest)")
+    _overrides(parser)
+
+
+def _eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "policy", metavar="RUN|MODEL", help="a run, a model folder or id, or openai:MODEL (an endpoint)"
+    )
+    parser.add_argument(
+        "--taskset", default="", metavar="ENV[:SPLIT]", help="such as shop:heldout (default: the run's)"
+    )
+    parser.add_argument("--tasks", type=int, default=300, help="at most so many tasks (default: 300)")
+    parser.add_argument("--samples", type=int, default=1, help="episodes for each task (default: 1)")
+    parser.add_argument("--mode", choices=("greedy", "sampled"), default="greedy")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--label", default="", help="name of the stored result (default: made from policy and taskset)")
+    parser.add_argument("--base-url", default="", help="of an OpenAI-compatible endpoint (default: $OPENAI_BASE_URL)")
+    _root(parser)
+    _overrides(parser)
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", metavar="A", help="a run or a file written by `burnish eval`")
+    parser.add_argument("b", metavar="B", help="the other one; differences are B - A")
+    parser.add_argument("--label", default="after_rl", help="which evaluation of a run (default: after_rl)")
+    parser.add_argument("--mode", choices=("greedy", "sampled"), default="greedy")
+    parser.add_argument("--split", default="heldout")
+    _root(parser)
+
+
+def _view(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("--port", type=int, default=8765, help="port on 127.0.0.1 (default: 8765; 0: any free one)")
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("--out", default="", help="file to write (default: report.html in the run's folder)")
+
+
+def _runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("list", "prune"), nargs="?", default="list")
+    parser.add_argument("--max-gb", type=float, default=None, help="prune: disk budget of all runs in 10^9 bytes")
+    parser.add_argument(
+        "--keep-last", type=int, default=5, help="prune: newest runs that are never touched (default: 5)"
+    )
+    parser.add_argument("--yes", action="store_true", help="prune: really delete (default: say what would be)")
+    _root(parser)
+
+
+def _replay(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("--step", type=int, required=True, help="RL step to recompute")
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--step", default="", metavar="CHECKPOINT", help="such as rl-000020 (default: the newest)")
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("environment", metavar="ENV", help="built-in environment, .py or .jsonl file")
+    parser.add_argument("--tasks", type=int, default=300, help="tasks to probe (default: 300)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "options", nargs="*", metavar="option=value", help="options of the environment, such as level=2"
+    )
+
+
+def _init(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="a new or empty folder")
+
+
+def _keys(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("section", nargs="?", default="", help="only this section, such as rl")
+
+
+_ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "demo": _demo,
+    "train": _train,
+    "resume": _run,
+    "fork": _fork,
+    "eval": _eval,
+    "compare": _compare,
+    "view": _view,
+    "report": _report,
+    "runs": _runs,
+    "replay": _replay,
+    "export": _export,
+    "doctor": _doctor,
+    "init": _init,
+    "keys": _keys,
+}
+
+
+def _check_command(argv: Sequence[str]) -> None:
+    """An unknown command gets a suggestion, which argparse does not give."""
+    word = next((word for word in argv if not word.startswith("-")), "")
+    if word and word not in COMMANDS:
+        close = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.4)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        print(f"burnish: unknown command {word!r}{hint}\nCommands: {', '.join(COMMANDS)}", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.  Returns the exit code: 0 done, 1 failed, 2 usage, 3 stopped early, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    _check_command(words)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(words)
+    if rest:
+        _take_rest(parser, arguments, rest)
+    if arguments.version:
+        import burnish
+
+        print(f"burnish {burnish.__version__}")
+        return 0
+    if not arguments.command:
+        parser.print_help()
+        return EXIT_USAGE
+    commands = importlib.import_module("burnish.cli.commands")
+    return int(commands.run(arguments))
+
+
+def _take_rest(parser: Parser, arguments: argparse.Namespace, rest: list[str]) -> None:
+    """key=value words may stand after options too; anything else is unknown."""
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    target = next((name for name in ("keys", "options") if hasattr(arguments, name)), "")
+    if unknown or not target:
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    setattr(arguments, target, [*getattr(arguments, target), *rest])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,410 @@
+"""One function for each command.  They parse, call the loop or evaluation, print, and return an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from burnish.cli import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE
+from burnish.core.errors import BurnishError, ConfigError, RunStopped
+from burnish.loop.config import Recipe
+from burnish.loop.recipes import all_keys, apply_overrides, load_recipe, suggestion, validate
+from burnish.store.runs import find_run, list_runs, prune
+
+console = Console()
+errors = Console(stderr=True)
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Dispatch to a command; expected errors become one message and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors)])
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return _COMMANDS[arguments.command](arguments)
+    except BurnishError as error:
+        if arguments.traceback:
+            raise
+        errors.print(f"[bold red]burnish {arguments.command}:[/] ", end="")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        if isinstance(error, ConfigError):
+            return EXIT_USAGE
+        if isinstance(error, RunStopped):
+            return EXIT_INTERRUPTED if error.cause == "interrupted" else EXIT_STOPPED
+        return 1
+    except KeyboardInterrupt:
+        errors.print("stopped; what was acknowledged is stored, go on with `burnish resume`")
+        return EXIT_INTERRUPTED
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    recipe = load_recipe("demo", arguments.keys)
+    folder = _train_new(recipe, "demo")
+    console.print()
+    _print_outcome(folder)
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    recipe = load_recipe(arguments.recipe, arguments.keys)
+    name = Path(arguments.recipe.partition(":")[0]).stem
+    _print_outcome(_train_new(recipe, name))
+    return 0
+
+
+def _train_new(recipe: Recipe, name: str) -> Path:
+    from burnish.loop.conductor import start_run
+    from burnish.loop.setup import resolve_workers
+
+    recipe = resolve_workers(recipe)
+    folder = _new_folder(recipe, name)
+    _announce(recipe, folder)
+    with _watching() as (watch, stop):
+        _reporting(folder, lambda: start_run(recipe, folder, watch=watch, stop=stop))
+    return folder
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from burnish.loop.conductor import resume_run
+
+    folder = find_run(arguments.root, arguments.run)
+    console.print(f"resuming [bold]{folder}[/]")
+    with _watching() as (watch, stop):
+        _reporting(folder, lambda: resume_run(folder, watch=watch, stop=stop))
+    _print_outcome(folder)
+    return 0
+
+
+def _fork(arguments: argparse.Namespace) -> int:
+    from burnish.loop.fork import fork_run, forked_recipe
+
+    parent = find_run(arguments.root, arguments.run)
+    recipe = forked_recipe(parent, arguments.keys)
+    folder = _new_folder(recipe, f"{parent.name}-fork")
+    _announce(recipe, folder)
+    with _watching() as (watch, stop):
+        _reporting(
+            folder,
+            lambda: fork_run(parent, recipe, folder, checkpoint=arguments.step, watch=watch, stop=stop),
+        )
+    _print_outcome(folder)
+    return 0
+
+
+def _announce(recipe: Recipe, folder: Path) -> None:
+    console.print(
+        f"run [bold]{folder}[/]  environment {recipe.environment.name}  "
+        f"{recipe.run.workers} workers  seed {recipe.run.seed}  (watch it: burnish view {folder.name})",
+        highlight=False,
+    )
+
+
+def _new_folder(recipe: Recipe, name: str) -> Path:
+    root = Path(recipe.run.root)
+    if recipe.run.name:
+        return root / recipe.run.name
+    number = 1
+    while (root / f"{name}-{number:03d}").exists():
+        number += 1
+    return root / f"{name}-{number:03d}"
+
+
+@contextmanager
+def _watching() -> Iterator[tuple[Any, Callable[[], bool]]]:
+    """A live display, and a stop flag that the first Ctrl-C sets; the second one interrupts at once."""
+    from burnish.cli.display import Display
+
+    asked: list[float] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(time.monotonic())
+        errors.print("\nstopping after this step (Ctrl-C again: at once)")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with Display(console) as display:
+            yield display, lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _reporting(folder: Path, train: Callable[[], None]) -> None:
+    """Write the report also where the run ended early; that is when it is needed most."""
+    from burnish.reports.page import write_report
+    from burnish.store.layout import RunLayout
+
+    try:
+        train()
+    except BurnishError:
+        if RunLayout(folder).control.exists():
+            errors.print(f"report: {write_report(folder)}", soft_wrap=True, highlight=False)
+        raise
+    write_report(folder)
+
+
+def _print_outcome(folder: Path) -> None:
+    from burnish.reports.tables import outcome_table
+    from burnish.store.layout import RunLayout
+
+    console.print(outcome_table(folder))
+    console.print(f"report  {RunLayout(folder).report}", soft_wrap=True, highlight=False)
+    console.print(f"browse  burnish view {folder.name}", soft_wrap=True, highlight=False)
+
+
+# -- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from burnish.evaluation.heldout import EvalSpec, Mode
+    from burnish.loop.standalone import evaluate_subject, open_taskset, write_result
+
+    root = Path(arguments.root)
+    options, overrides = _split_options(arguments.keys)
+    subject, evals = _subject(arguments, root, overrides)
+    world, split = open_taskset(arguments.taskset, options, subject.recipe)
+    label = arguments.label or f"{subject.name}-{world.name}".replace("/", "_").replace(":", "_")
+    spec = EvalSpec(label=label, split=split, mode=Mode(arguments.mode), samples=arguments.samples, seed=arguments.seed)
+    with console.status(f"evaluating {subject.name} on {world.name}:{split}"):
+        result = evaluate_subject(subject, world, spec, arguments.tasks)
+    path = evals / f"{label}-{split}-{arguments.mode}.json"
+    write_result(result, path)
+    table = Table("policy", "taskset", "mode", "n", "success", "95% interval", "excluded")
+    rate = result.rate
+    table.add_row(
+        subject.name,
+        f"{world.name}:{split}",
+        arguments.mode,
+        str(rate.n),
+        f"{rate.share:.3f}",
+        f"{rate.low:.3f}-{rate.high:.3f}",
+        str(result.excluded),
+    )
+    console.print(table)
+    console.print(f"stored  {path}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _subject(arguments: argparse.Namespace, root: Path, overrides: Sequence[str]) -> tuple[Any, Path]:
+    from burnish.loop.standalone import model_subject, run_subject
+
+    name: str = arguments.policy
+    if name.startswith("openai:"):
+        return _endpoint(arguments, name.removeprefix("openai:"), overrides), root / "evals"
+    if (Path(name) / "config.json").is_file():
+        return model_subject(name, validate(apply_overrides({}, overrides), source="command line")), root / "evals"
+    try:
+        folder = find_run(root, name)
+    except BurnishError:
+        if "/" not in name or Path(name).exists():
+            raise
+        return model_subject(name, validate(apply_overrides({}, overrides), source="command line")), root / "evals"
+    return run_subject(folder), folder / "evals"
+
+
+def _endpoint(arguments: argparse.Namespace, model: str, overrides: Sequence[str]) -> Any:
+    """A model behind an OpenAI-compatible endpoint; key and address come from the environment or the command line."""
+    from burnish.integrations.openai_chat import OpenAIChatSampler
+    from burnish.loop.standalone import Subject
+
+    base_url = arguments.base_url or os.environ.get("OPENAI_BASE_URL", "")
+    if not base_url:
+        raise ConfigError("give the endpoint with --base-url or in OPENAI_BASE_URL, such as http://127.0.0.1:8000/v1")
+    if not arguments.taskset:
+        raise ConfigError("an endpoint has no environment of its own; name one with --taskset, such as shop:heldout")
+    recipe = validate(apply_overrides({}, overrides), source="command line")
+    sampler = OpenAIChatSampler(base_url, model, os.environ.get("OPENAI_API_KEY", ""))
+    return Subject(name=model, sampler=sampler, renderer=None, recipe=recipe)
+
+
+def _split_options(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Words without a dot are options of the environment, the others recipe keys."""
+    options = [word for word in words if "." not in word.partition("=")[0]]
+    return _options(options), [word for word in words if word not in options]
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"{word!r} is not of the form option=value")
+    data = apply_overrides({}, [f"environment.options.{word}" for word in words])
+    options: dict[str, Any] = data.get("environment", {}).get("options", {})
+    return options
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from burnish.evaluation.compare import compare
+    from burnish.evaluation.heldout import from_row
+    from burnish.reports.tables import comparison_table
+
+    rows = [_evaluation(ref, arguments) for ref in (arguments.a, arguments.b)]
+    comparison = compare(from_row(rows[0]), from_row(rows[1]), names=(arguments.a, arguments.b))
+    console.print(comparison_table(comparison))
+    return 0
+
+
+def _evaluation(ref: str, arguments: argparse.Namespace) -> Any:
+    from burnish.loop.standalone import pick_evaluation, read_result
+    from burnish.store.reader import RunReader
+
+    if ref.endswith(".json"):
+        return read_result(Path(ref))
+    folder = find_run(arguments.root, ref)
+    return pick_evaluation(
+        RunReader(folder).evaluations(),
+        label=arguments.label,
+        split=arguments.split,
+        mode=arguments.mode,
+        run=folder.name,
+    )
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from burnish.evaluation.doctor import DoctorOptions, examine
+    from burnish.loop.worlds import load_world
+    from burnish.reports.tables import doctor_table
+
+    world = load_world(arguments.environment, _options(arguments.options), seed=arguments.seed)
+    with console.status(f"examining {world.name} on up to {arguments.tasks} tasks"):
+        report = asyncio.run(examine(world, options=DoctorOptions(n=arguments.tasks)))
+    console.print(doctor_table(report))
+    return 0 if report.healthy else 1
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+def _view(arguments: argparse.Namespace) -> int:
+    from burnish.reports.live import serve
+
+    folder = find_run(arguments.root, arguments.run)
+    server = serve(folder, port=arguments.port)
+    console.print(f"{folder.name} is shown at [bold]{server.url}[/]  (Ctrl-C ends)", highlight=False)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        server.close()
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from burnish.reports.page import write_report
+
+    folder = find_run(arguments.root, arguments.run)
+    path = write_report(folder, Path(arguments.out) if arguments.out else None)
+    console.print(str(path), soft_wrap=True, highlight=False)
+    return 0
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    from burnish.reports.tables import runs_table
+
+    if arguments.action == "list":
+        console.print(runs_table(list_runs(arguments.root)))
+        return 0
+    if arguments.max_gb is None:
+        raise ConfigError("give the disk budget: burnish runs prune --max-gb 10")
+    removals = prune(
+        arguments.root, max_bytes=int(arguments.max_gb * 1e9), keep_last=arguments.keep_last, dry_run=not arguments.yes
+    )
+    for removal in removals:
+        console.print(f"{'removed' if arguments.yes else 'would remove'}  {removal}", highlight=False, soft_wrap=True)
+    if not removals:
+        console.print("nothing to remove")
+    elif not arguments.yes:
+        console.print("nothing was removed; add --yes to do it")
+    return 0
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from burnish.loop.replay import replay_step
+
+    folder = find_run(arguments.root, arguments.run)
+    with console.status(f"replaying {folder.name}") as status:
+        found = replay_step(folder, arguments.step, lambda text: status.update(text))
+    console.print(
+        f"step {found.step} of {folder.name}, {found.replayed_steps} steps from checkpoint {found.checkpoint}\n"
+        f"  stored loss      {found.stored_loss!r}\n  recomputed loss  {found.recomputed_loss!r}",
+        highlight=False,
+    )
+    verdict = (
+        "the same to the last bit" if found.bit_equal else "the same within rounding" if found.same else "DIFFERENT"
+    )
+    console.print(f"  {verdict}", style="green" if found.same else "bold red")
+    return 0 if found.same else 1
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from burnish.loop.standalone import export_run
+
+    folder = find_run(arguments.root, arguments.run)
+    name = export_run(folder, Path(arguments.out), arguments.step)
+    console.print(f"wrote {folder.name}@{name} to {arguments.out}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from burnish.cli.project import write_project
+
+    for path in write_project(Path(arguments.folder)):
+        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+    console.print(f"\nnext:  cd {arguments.folder} && burnish doctor warehouse.py && burnish train recipe.toml")
+    return 0
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    sections = list(Recipe.model_fields)
+    if arguments.section and arguments.section not in sections:
+        raise ConfigError(f"no section {arguments.section!r}{suggestion(arguments.section, sections)}: {sections}")
+    table = Table("key", "default", "what it does", show_lines=False)
+    for key in all_keys():
+        if not arguments.section or key.startswith(f"{arguments.section}."):
+            info = _field(key)
+            table.add_row(key, repr(info.default), info.description or "")
+    console.print(table)
+    return 0
+
+
+def _field(key: str) -> Any:
+    model: Any = Recipe
+    *sections, leaf = key.split(".")
+    for section in sections:
+        model = model.model_fields[section].annotation
+    return model.model_fields[leaf]
+
+
+_COMMANDS: dict[str, Command] = {
+    "demo": _demo,
+    "train": _train,
+    "resume": _resume,
+    "fork": _fork,
+    "eval": _eval,
+    "compare": _compare,
+    "view": _view,
+    "report": _report,
+    "runs": _runs,
+    "replay": _replay,
+    "export": _export,
+    "doctor": _doctor,
+    "init": _init,
+    "keys": _keys,
+}

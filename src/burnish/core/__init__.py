@@ -1,0 +1,1 @@
+"""The vocabulary: values and protocols that every room shares.  Standard library alone."""

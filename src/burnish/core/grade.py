@@ -1,0 +1,50 @@
+"""What graders say, and how a group's grades become rewards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from burnish.core.task import Task
+from burnish.core.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grade:
+    """A grader's verdict on one trajectory.  `Grade(grader="exact", version="1", score=1.0)`
+
+    score in [0, 1], or None where the grader could not judge (then `cause` says why); a failure is never 0.
+    evidence is JSON-able.  cost_s: wall seconds; cost_tokens: tokens of a judge.
+    """
+
+    grader: str
+    version: str
+    score: float | None
+    cause: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    cost_s: float = 0.0
+    cost_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.score is None:
+            if not self.cause:
+                raise ValueError(f"grader {self.grader}: a grade without a score needs a cause")
+        elif not (math.isfinite(self.score) and 0.0 <= self.score <= 1.0):
+            raise ValueError(f"grader {self.grader}: a score lies in [0, 1], got {self.score!r}")
+
+
+class Grader(Protocol):
+    """Judges one trajectory; total and deterministic unless it is a judge."""
+
+    name: str
+    version: str
+
+    async def grade(self, task: Task, trajectory: Trajectory) -> Grade: ...
+
+
+class Aggregator(Protocol):
+    """Turns the grades of a group into rewards, one for each member in order; None leaves the member out."""
+
+    def rewards(self, grades_G: Sequence[Sequence[Grade]]) -> Sequence[float | None]: ...

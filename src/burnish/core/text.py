@@ -1,0 +1,31 @@
+"""Text hygiene at the boundary: what enters a trajectory can be stored by everything downstream."""
+
+from __future__ import annotations
+
+
+def clean_text(text: str) -> str:
+    r"""Replace lone surrogates, which SQLite, Parquet and UTF-8 all refuse, and NUL.
+
+    >>> clean_text("a\ud800b\x00")
+    'a\ufffdb\ufffd'
+    """
+    if "\x00" in text:
+        text = text.replace("\x00", "\ufffd")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def cap_text(text: str, limit_chars: int) -> tuple[str, bool]:
+    """Cut `text` to `limit_chars` characters with a marker that says how much is gone.
+
+    Returns the text and whether it was cut.
+
+    >>> cap_text("abcdef", 4)
+    ('abcd\\n[cut: 2 of 6 characters]', True)
+    """
+    if len(text) <= limit_chars:
+        return text, False
+    return f"{text[:limit_chars]}\n[cut: {len(text) - limit_chars} of {len(text)} characters]", True

@@ -1,0 +1,6 @@
+"""The shop: a retail world in SQLite; levels 1 to 3."""
+
+from burnish.environments.shop.grader import ShopGrader
+from burnish.environments.shop.shop import INSTRUCTIONS, Shop
+
+__all__ = ["INSTRUCTIONS", "Shop", "ShopGrader"]

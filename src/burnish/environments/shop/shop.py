@@ -1,0 +1,316 @@
+"""The shop: a retail world in SQLite with read and write tools, questions and jobs of three levels."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from random import Random
+from typing import Any, Literal
+
+from burnish.core.errors import ConfigError, TaskError, ToolError
+from burnish.core.grade import Grader
+from burnish.core.hashing import derive_seed
+from burnish.core.task import Limits, Task
+from burnish.core.text import clean_text
+from burnish.environments.base import Environment
+from burnish.environments.shop import level1, level2, level3
+from burnish.environments.shop.arithmetic import evaluate
+from burnish.environments.shop.database import open_image, row_changes, snapshot, start_snapshot, world_image
+from burnish.environments.shop.grader import ShopGrader
+from burnish.environments.shop.mistakes import MISTAKES, Case
+from burnish.environments.shop.templates import Slots, Steps, Template
+from burnish.environments.shop.world import CITIES, REASONS, World, build_world, pick
+from burnish.environments.tool import tool
+
+LEVELS: dict[int, tuple[Template, ...]] = {1: level1.TEMPLATES, 2: level2.TEMPLATES, 3: level3.TEMPLATES}
+BY_NAME: dict[str, Template] = {template.name: template for level in LEVELS.values() for template in level}
+MAX_AMOUNT = 99_999
+MAX_WORLDS_TRIED = 1_000
+INSTRUCTIONS = (
+    "You run a shop through tools. Answer a question with the value alone, such as 42 or shipped 23. "
+    "Change only what a job asks for and then answer: done."
+)
+"""A system text for models that were not trained here; `Shop(instructions=INSTRUCTIONS)`."""
+
+
+class Shop(Environment):
+    """Questions and jobs in a small shop.
+
+    Options: level 1 (one or two tool calls), 2 (three or four) or 3 (five or six); the number of tasks in each split;
+    instructions, a system text for every task (none by default: a model trained here needs none).
+
+    Splits: "train"; "heldout" has pairs of template and entity that train never has, though it has each of the two;
+    "unseen" has templates that train never has.  Each task has its own prices, stocks and statuses, so that no
+    remembered answer is worth anything.
+    """
+
+    name = "shop"
+    splits = ("train", "heldout", "unseen")
+    graders: tuple[str | Grader, ...] = (ShopGrader(),)
+    chance = 0.0
+    mistakes = tuple(MISTAKES)
+
+    def __init__(
+        self, *, level: int = 1, train: int = 2000, heldout: int = 300, unseen: int = 200, instructions: str = ""
+    ) -> None:
+        if level not in LEVELS:
+            raise ConfigError(f"shop: level is 1, 2 or 3, got {level!r}")
+        self.level = level
+        self.sizes = {"train": train, "heldout": heldout, "unseen": unseen}
+        for split, size in self.sizes.items():
+            if size < 0:
+                raise ConfigError(f"shop: the size of {split} is 0 or more, got {size!r}")
+        self.instructions = instructions
+        self.limits = Limits(
+            max_turns=2 * level + 3, max_turn_tokens=64, max_episode_tokens=128 * (level + 1), max_context_tokens=4096
+        )
+        self._connection: sqlite3.Connection | None = None
+
+    def tasks(self, split: str, rng: Random) -> Iterator[Task]:
+        """The tasks of a split, its templates in turn; all randomness from `rng`."""
+        if split not in self.sizes:
+            raise TaskError(f"shop has no split {split!r}; it has {', '.join(self.sizes)}")
+        templates = [template for template in LEVELS[self.level] if template.unseen == (split == "unseen")]
+        for index in range(self.sizes[split]):
+            yield self._make_task(templates[index % len(templates)], split, rng)
+
+    def _make_task(self, template: Template, split: str, rng: Random) -> Task:
+        for _ in range(MAX_WORLDS_TRIED):
+            seed = int(rng.random() * 2**48)
+            world = build_world(seed)
+            choices = _of_split(template, template.candidates(world), split)
+            if not choices:
+                continue
+            slots = pick(rng, choices)
+            slots = slots | template.details(world, slots, rng)
+            reference = template.reference(world, slots)
+            if reference.get("answer") in [str(value) for value in slots.values()]:
+                continue  # Such an answer could be read off the prompt.
+            return Task(
+                prompt=pick(rng, template.wordings).format_map(slots),
+                system=self.instructions,
+                setup={"seed": seed},
+                reference=reference | {"slots": slots},
+                tags={"source": "shop", "level": str(template.level), "template": template.name, "kind": template.kind},
+            )
+        raise TaskError(f"shop: no world has entities for template {template.name} in split {split}")
+
+    def setup(self, task: Task) -> None:
+        if not isinstance(task.setup.get("seed"), int):
+            raise TaskError(f'task {task.id}: the shop needs setup {{"seed": whole number}}, got {dict(task.setup)!r}')
+        self._seed: int = task.setup["seed"]
+
+    @property
+    def database(self) -> sqlite3.Connection:
+        """This episode's own copy of the tables, opened at the first tool call."""
+        if self._connection is None:
+            self._connection = open_image(world_image(self._seed))
+        return self._connection
+
+    def final_state(self) -> dict[str, Any]:
+        """`{"changes": rows}`: the canonical row difference from the start."""
+        if self._connection is None or self._connection.total_changes == 0:
+            return {"changes": []}
+        return {"changes": row_changes(start_snapshot(self._seed), snapshot(self._connection))}
+
+    def teardown(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def vocabulary(self) -> list[str | int]:
+        """Every value of this episode's world that an argument may take: what a policy without skill draws from."""
+        world = build_world(self._seed)
+        return [*world.products, *world.customers, *world.orders, *CITIES, *REASONS]
+
+    def solve(self, mistake: str | None = None, rng: Random | None = None) -> Steps:
+        """The expert of the task at hand, or one of its `mistakes`, each of which fails the task."""
+        reference = self.task.reference
+        script = BY_NAME[self.task.tags["template"]].script(dict(reference["slots"]))
+        if mistake is not None:
+            rng = rng or Random(derive_seed(self.task.id, mistake))
+            case = Case(answer=reference.get("answer"), rows=_rows(build_world(self._seed)), rng=rng)
+            script = MISTAKES[mistake](script, case)
+        return (yield from script)
+
+    @tool(inline=True)
+    def get_product(self, product: str) -> dict[str, int]:
+        """Look up price and weight of a product.
+
+        Args:
+            product: name of the product
+        """
+        return self._row("SELECT price, weight FROM products WHERE name = ?", "product", product)
+
+    @tool(inline=True)
+    def get_stock(self, product: str) -> dict[str, Any]:
+        """Look up how many units of a product are in stock, and on which shelf.
+
+        Args:
+            product: name of the product
+        """
+        return self._row("SELECT units, shelf FROM stock WHERE product = ?", "product", product)
+
+    @tool(inline=True)
+    def get_customer(self, customer: str) -> dict[str, Any]:
+        """Look up city and points of a customer.
+
+        Args:
+            customer: name of the customer
+        """
+        return self._row("SELECT city, points FROM customers WHERE name = ?", "customer", customer)
+
+    @tool(inline=True)
+    def get_order(self, order: int) -> dict[str, Any]:
+        """Look up customer, status and day of an order.
+
+        Args:
+            order: id of the order
+        """
+        return self._row("SELECT customer, status, day FROM orders WHERE id = ?", "order", order)
+
+    @tool(inline=True)
+    def get_lines(self, order: int) -> list[dict[str, Any]]:
+        """Look up the products of an order with their units.
+
+        Args:
+            order: id of the order
+        """
+        self.get_order(order)
+        rows = self.database.execute("SELECT product, units FROM lines WHERE order_id = ?", (order,))
+        return [{"product": product, "units": units} for product, units in rows.fetchall()]
+
+    @tool(inline=True)
+    def latest_order(self, customer: str) -> int:
+        """Find the id of a customer's latest order.
+
+        Args:
+            customer: name of the customer
+        """
+        self.get_customer(customer)
+        query = "SELECT id FROM orders WHERE customer = ? ORDER BY day DESC LIMIT 1"
+        found = self.database.execute(query, (customer,)).fetchone()
+        if found is None:
+            raise ToolError(f"{customer} has no order")
+        return int(found[0])
+
+    @tool(inline=True)
+    def get_refunds(self, order: int) -> int:
+        """Look up how much has been refunded for an order.
+
+        Args:
+            order: id of the order
+        """
+        self.get_order(order)
+        query = "SELECT coalesce(sum(amount), 0) FROM refunds WHERE order_id = ?"
+        return int(self.database.execute(query, (order,)).fetchone()[0])
+
+    @tool(inline=True)
+    def calculator(self, expression: str) -> int:
+        """Calculate with whole numbers, + - * and parentheses.
+
+        Args:
+            expression: what to calculate, such as 3*47
+        """
+        return evaluate(expression)
+
+    @tool(inline=True)
+    def cancel_order(self, order: int, reason: Literal["late", "broken", "lost", "double"]) -> None:
+        """Cancel an order that has not been delivered.
+
+        Args:
+            order: id of the order
+            reason: why it is cancelled
+        """
+        status = self.get_order(order)["status"]
+        if status in ("delivered", "cancelled"):
+            raise ToolError(f"order {order} is {status}")
+        if reason not in REASONS:
+            raise ToolError(f"reason is one of {', '.join(REASONS)}")
+        self.database.execute("UPDATE orders SET status = 'cancelled', reason = ? WHERE id = ?", (reason, order))
+
+    @tool(inline=True)
+    def add_stock(self, product: str, units: int) -> None:
+        """Add units of a product to the stock.
+
+        Args:
+            product: name of the product
+            units: how many to add, at least 1
+        """
+        self.get_product(product)
+        self.database.execute("UPDATE stock SET units = units + ? WHERE product = ?", (_amount(units), product))
+
+    @tool(inline=True)
+    def set_price(self, product: str, price: int) -> None:
+        """Set the price of a product.
+
+        Args:
+            product: name of the product
+            price: the new price, at least 1
+        """
+        self.get_product(product)
+        self.database.execute("UPDATE products SET price = ? WHERE name = ?", (_amount(price), product))
+
+    @tool(inline=True)
+    def set_city(self, customer: str, city: str) -> None:
+        """Change the city of a customer.
+
+        Args:
+            customer: name of the customer
+            city: the new city
+        """
+        self.get_customer(customer)
+        if city not in CITIES:
+            raise ToolError(f"the shop does not deliver to {clean_text(city)[:40]}")
+        self.database.execute("UPDATE customers SET city = ? WHERE name = ?", (city, customer))
+
+    @tool(inline=True)
+    def add_points(self, customer: str, points: int) -> None:
+        """Give points to a customer.
+
+        Args:
+            customer: name of the customer
+            points: how many to give, at least 1
+        """
+        self.get_customer(customer)
+        self.database.execute("UPDATE customers SET points = points + ? WHERE name = ?", (_amount(points), customer))
+
+    @tool(inline=True)
+    def create_refund(self, order: int, amount: int) -> dict[str, int]:
+        """Refund an amount for an order.
+
+        Args:
+            order: id of the order
+            amount: how much, at least 1
+        """
+        self.get_order(order)
+        values = (order, _amount(amount))
+        cursor = self.database.execute("INSERT INTO refunds (order_id, amount) VALUES (?, ?)", values)
+        return {"refund": int(cursor.lastrowid or 0)}
+
+    def _row(self, query: str, what: str, key: str | int) -> dict[str, Any]:
+        """The one row of a key by column name.  ToolError where there is none; no key can be too odd to look up."""
+        if isinstance(key, str):
+            key = clean_text(key)
+        known = isinstance(key, str) or abs(key) <= MAX_AMOUNT
+        cursor = self.database.execute(query, (key if known else 0,))
+        row = cursor.fetchone()
+        if row is None:
+            raise ToolError(f"no {what} {str(key)[:40] if known else 'with so large an id'}")
+        return dict(zip((column[0] for column in cursor.description), row, strict=True))
+
+
+def _amount(value: int) -> int:
+    if not 1 <= value <= MAX_AMOUNT:
+        raise ToolError(f"an amount lies between 1 and {MAX_AMOUNT}")
+    return value
+
+
+def _of_split(template: Template, choices: Iterable[Slots], split: str) -> Sequence[Slots]:
+    if split == "unseen":
+        return list(choices)
+    return [slots for slots in choices if template.is_held_out(slots) == (split == "heldout")]
+
+
+def _rows(world: World) -> dict[str, Sequence[Any]]:
+    return {"order": list(world.orders), "product": list(world.products), "customer": list(world.customers)}

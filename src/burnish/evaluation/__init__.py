@@ -1,0 +1,1 @@
+"""Held-out runs, paired comparisons, the doctor."""

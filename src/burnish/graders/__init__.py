@@ -1,0 +1,1 @@
+"""Graders: rules over trajectories, and aggregators that turn grades into rewards."""

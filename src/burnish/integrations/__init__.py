@@ -1,0 +1,1 @@
+"""Other people's endpoints, one file each."""

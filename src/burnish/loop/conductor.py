@@ -1,0 +1,268 @@
+"""The conductor: takes a run through its phases, saves it, and brings it back after any interruption."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from burnish.core.errors import CheckpointError, RunStopped, StoreError
+from burnish.core.hashing import derive_seed
+from burnish.evaluation.heldout import Mode
+from burnish.loop import held_out, reinforce, warm_start
+from burnish.loop.config import Recipe
+from burnish.loop.manifest import check_unchanged, make_manifest, stored_recipe
+from burnish.loop.policy import Policy, create_policy, reopen_policy
+from burnish.loop.progress import Progress, Watcher, silent
+from burnish.loop.session import Session
+from burnish.loop.setup import make_executor, make_own_shard, open_world
+from burnish.loop.state import LoopState
+from burnish.loop.worlds import World
+from burnish.store.rows import RunState
+from burnish.store.writer import RunWriter
+from burnish.tasks.cursor import TaskCursor
+from burnish.training.checkpoint import Checkpoint, keep_newest, load_checkpoint, load_latest, save_checkpoint
+from burnish.training.model_state import load_model_state, model_state
+from burnish.training.optimizer import Optimizer
+from burnish.training.random_state import capture_random_state, restore_random_state
+
+REFERENCE = "rl-000000"
+FINAL = "final"
+
+Stop = Callable[[], bool]
+
+
+def never() -> bool:
+    """The stop that is never requested."""
+    return False
+
+
+def start_run(recipe: Recipe, folder: Path, *, watch: Watcher = silent, stop: Stop = never) -> None:
+    """Create a run in `folder` and train it to the end of its recipe.
+
+    Raises ConfigError before anything is written; RunStopped or InvariantViolation where the run ends early, with
+    everything acknowledged stored and the status saying why.
+    """
+    torch.set_num_threads(recipe.run.threads)
+    world = open_world(recipe)
+    world.tasks("train", 1)
+    manifest = make_manifest(recipe, world)
+    with RunWriter.create(folder, manifest) as writer, recorded(writer):
+        policy = create_policy(recipe, world, writer.layout.model, watch)
+        conduct(recipe, writer, world, policy, LoopState(), None, (watch, stop))
+
+
+def resume_run(folder: Path, *, watch: Watcher = silent, stop: Stop = never) -> None:
+    """Go on with a stored run from its newest usable checkpoint, exactly as if it had never stopped."""
+    with RunWriter.open(folder) as writer:
+        recipe = stored_recipe(folder)
+        torch.set_num_threads(recipe.run.threads)
+        world = open_world(recipe)
+        with recorded(writer):
+            writer.set_status(RunState.RUNNING)
+            check_unchanged(folder, world)
+            loaded = _newest(writer)
+            state = LoopState()
+            if loaded is None:
+                writer.supersede_after({})
+                policy = create_policy(recipe, world, writer.layout.model, watch)
+            else:
+                state = LoopState.from_json(dict(loaded.state))
+                writer.supersede_after({"sft": state.sft_step, "rl": state.rl_step, "eval": state.evaluations})
+                policy = reopen_policy(recipe, writer.layout.model, base_weights=True)
+            writer.event("resumed", f"from {loaded.ref.name if loaded else 'the start'}")
+            conduct(recipe, writer, world, policy, state, loaded, (watch, stop))
+
+
+def _newest(writer: RunWriter) -> Checkpoint | None:
+    """The newest checkpoint that verifies, if any; corrupt ones are set aside, and an event says so."""
+    try:
+        loaded = load_latest(writer.layout.checkpoints)
+    except CheckpointError as error:
+        writer.event("no_checkpoint", str(error))
+        return None
+    if loaded.set_aside:
+        writer.event("corrupt_checkpoints", ", ".join(loaded.set_aside), {"names": list(loaded.set_aside)})
+    return loaded
+
+
+@contextmanager
+def recorded(writer: RunWriter) -> Iterator[None]:
+    """Say in the store how the run ended."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, RunStopped):
+            state, detail = RunState.STOPPED, f"{error.cause}: {error}"
+        elif isinstance(error, KeyboardInterrupt):
+            state, detail = RunState.STOPPED, "interrupted: stopped by a second Ctrl-C"
+        else:
+            state, detail = RunState.FAILED, f"{type(error).__name__}: {error}"
+        # A full disk must not hide why the run ended.
+        with suppress(StoreError):
+            writer.set_status(state, detail)
+        raise
+    writer.set_status(RunState.FINISHED)
+
+
+def conduct(
+    recipe: Recipe,
+    writer: RunWriter,
+    world: World,
+    policy: Policy,
+    state: LoopState,
+    loaded: Checkpoint | None,
+    outside: tuple[Watcher, Stop],
+) -> None:
+    """Take a run from `state` to the end of its recipe; `loaded` is the checkpoint that the state came from."""
+    watch, stop = outside
+    if loaded is not None:
+        load_model_state(policy.model, loaded.model_state)
+        restore_random_state(loaded.rng)
+    watch(Progress(phase="prepare", message=f"starting {recipe.run.workers} workers"))
+    executor = make_executor(recipe, policy, world, writer.layout.model)
+    try:
+        session = Session(
+            recipe=recipe,
+            writer=writer,
+            world=world,
+            policy=policy,
+            executor=executor,
+            own=make_own_shard(recipe, policy, world),
+            state=state,
+            watch=watch,
+            stop_requested=stop,
+        )
+        session.calibrate()
+        session.sync()
+        _phases(session, loaded)
+    finally:
+        executor.close()
+
+
+def _phases(session: Session, loaded: Checkpoint | None) -> None:
+    """start -> sft -> rl -> done.  Every arrow is crossed at a checkpoint, so that resume enters in the middle."""
+    state, recipe = session.state, session.recipe
+    if state.phase == "start":
+        if recipe.evaluation.before:
+            _evaluate_fully(session, "before")
+        state.phase = "sft"
+    if state.phase == "sft":
+        if recipe.warm_start.steps > 0:
+            _sft_phase(session, loaded)
+            _evaluate_fully(session, "after_sft")
+        state.phase = "rl"
+        loaded = None
+    if state.phase == "rl":
+        _rl_phase(session, loaded)
+        if recipe.rl.steps > 0:
+            _evaluate_fully(session, "after_rl")
+        state.phase = "done"
+        save(session)
+
+
+def _evaluate_fully(session: Session, label: str) -> None:
+    session.sync()
+    settings, splits = session.recipe.evaluation, session.world.taskset.splits
+    for mode in settings.modes:
+        held_out.evaluate_policy(session, label, mode=Mode(mode), tasks=settings.tasks)
+    if "unseen" in splits and label != "before":
+        held_out.evaluate_policy(session, label, split="unseen", mode=Mode.GREEDY, tasks=settings.tasks)
+
+
+def _sft_phase(session: Session, loaded: Checkpoint | None) -> None:
+    recipe, state = session.recipe, session.state
+    session.optimizer = Optimizer(session.policy.model, warm_start.optimizer_spec(session))
+    if loaded is None or state.sample_cursor is None:
+        warm_start.make_demonstrations(session)
+    samples = warm_start.load_demonstrations(session)
+    cursor = TaskCursor(samples, derive_seed(recipe.run.seed, "sft order"))
+    if state.sample_cursor is not None:
+        cursor.restore(state.sample_cursor)
+    if loaded is not None and state.sft_step > 0:
+        session.optimizer.restore(loaded.optimizer_state)
+    due = range(recipe.checkpoint.every_sft, recipe.warm_start.steps, recipe.checkpoint.every_sft)
+    finished = state.sft_step >= recipe.warm_start.steps
+    while not finished:
+        finished = warm_start.run_phase(session, cursor, due)
+        state.sample_cursor = cursor.state()
+        save(session)
+        session.check_stop()
+
+
+def _rl_phase(session: Session, loaded: Checkpoint | None) -> None:
+    recipe, state = session.recipe, session.state
+    tasks = session.world.tasks("train")
+    cursor = TaskCursor(len(tasks), derive_seed(recipe.run.seed, "rl order"))
+    session.optimizer = Optimizer(session.policy.model, reinforce.optimizer_spec(recipe.rl))
+    if state.task_cursor is not None:
+        cursor.restore(state.task_cursor)
+    if recipe.rl.kl_weight > 0:
+        _freeze_reference(session)
+    if loaded is not None and state.rl_step > 0:
+        session.optimizer.restore(loaded.optimizer_state)
+    state.task_cursor = cursor.state()
+    if not (session.writer.layout.checkpoints / checkpoint_name(state)).exists():
+        save(session)
+    session.sync()
+    first_s, first_step = time.perf_counter(), state.rl_step
+    while state.rl_step < recipe.rl.steps:
+        session.check_stop()
+        scalars = reinforce.rl_step(session, cursor, tasks)
+        state.task_cursor = cursor.state()
+        per_step = (time.perf_counter() - first_s) / (state.rl_step - first_step)
+        session.tell(
+            "rl",
+            step=state.rl_step,
+            steps=recipe.rl.steps,
+            reward=scalars["reward/mean"],
+            tokens_per_s=scalars["rate/sampled_tokens_per_s"],
+            eta_s=per_step * (recipe.rl.steps - state.rl_step),
+        )
+        every = recipe.evaluation.every
+        if every and state.rl_step % every == 0 and state.rl_step < recipe.rl.steps:
+            label = f"rl-{state.rl_step:06d}"
+            held_out.evaluate_policy(session, label, mode=Mode.GREEDY, tasks=recipe.evaluation.quick_tasks)
+        if state.rl_step % recipe.checkpoint.every == 0 or session.stop_requested():
+            save(session)
+
+
+def _freeze_reference(session: Session) -> None:
+    """Make the weights at the start of RL the reference of the KL term, also in a run that was resumed later on."""
+    if session.state.rl_step == 0:
+        session.executor.freeze_reference()
+        return
+    model = session.policy.model
+    present = {name: tensor.clone() for name, tensor in model_state(model).items()}
+    start = load_checkpoint(session.writer.layout.checkpoints, REFERENCE)
+    load_model_state(model, start.model_state)
+    session.executor.freeze_reference()
+    load_model_state(model, present)
+
+
+def save(session: Session) -> None:
+    """Write a checkpoint of everything, note it in the store, and delete old ones beyond what the recipe keeps."""
+    state, writer, recipe = session.state, session.writer, session.recipe
+    phase, step = ("sft", state.sft_step) if state.phase == "sft" else ("rl", state.rl_step)
+    name = checkpoint_name(state)
+    ref = save_checkpoint(
+        writer.layout.checkpoints,
+        name,
+        model_state=model_state(session.policy.model),
+        optimizer_state=session.optimizer.state() if session.optimizer else {},
+        rng=capture_random_state(),
+        state=state.to_json(),
+    )
+    writer.record_checkpoint(name, phase=phase, step=step, sha256=ref.sha256)
+    kept = frozenset({REFERENCE, FINAL, f"sft-{recipe.warm_start.steps:06d}"})
+    keep_newest(writer.layout.checkpoints, recipe.checkpoint.keep, keep=kept)
+
+
+def checkpoint_name(state: LoopState) -> str:
+    """Such as "sft-000400", "rl-000020", or "final"."""
+    if state.phase == "done":
+        return FINAL
+    return f"sft-{state.sft_step:06d}" if state.phase == "sft" else f"rl-{state.rl_step:06d}"

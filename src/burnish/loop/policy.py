@@ -1,0 +1,171 @@
+"""The policy of a run: model, tokenizer and renderer; built or loaded, saved with the run, reopened by workers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burnish.core.errors import ConfigError
+from burnish.core.hashing import derive_seed
+from burnish.core.message import Message
+from burnish.core.outcome import Ending
+from burnish.core.task import Limits
+from burnish.loop.config import Recipe
+from burnish.loop.progress import Progress, Watcher
+from burnish.loop.worlds import World, mistaken_expert
+from burnish.policies.build import TinySpec, build_tiny
+from burnish.policies.chat import ChatRenderer
+from burnish.policies.load import load_config, load_policy, pick_device, pick_dtype
+from burnish.policies.memory import MemoryNeeds, memory_plan
+from burnish.policies.reopen import reopen
+from burnish.policies.template import conversation_text
+from burnish.policies.tokenizer import train_tokenizer
+from burnish.rollout.episode import EpisodePlan
+from burnish.rollout.runner import run_scripted
+from burnish.training.lora import LoraSpec, add_lora
+
+TOKENIZER_TRACES = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Everything that turns messages into actions.  pad_id only fills batches; masks never depend on it."""
+
+    model: Any
+    tokenizer: Any
+    renderer: ChatRenderer
+    device: torch.device
+    dtype: torch.dtype
+    pad_id: int
+
+
+def create_policy(recipe: Recipe, world: World, folder: Path, watch: Watcher) -> Policy:
+    """Build or load the policy that a new run starts from, and save its config and tokenizer into `folder`."""
+    settings = recipe.model
+    if settings.path:
+        device = pick_device(_device_name(recipe))
+        _announce_plan(recipe, world, load_config(settings.path), device, watch)
+        loaded = load_policy(settings.path, device=settings.device, dtype=settings.dtype)
+        model, tokenizer, device, dtype = loaded.model, loaded.tokenizer, loaded.device, loaded.dtype
+        for notice in loaded.notices:
+            watch(Progress(phase="prepare", message=notice))
+    else:
+        watch(Progress(phase="prepare", message="training a tokenizer on the environment's own traces"))
+        tokenizer = train_tokenizer(domain_texts(world, recipe.run.seed), vocab_size=settings.tiny.vocab_size)
+        device = pick_device(_device_name(recipe))
+        dtype = pick_dtype(_dtype_name(recipe), device)
+        model = _tiny_model(recipe, tokenizer, device, dtype)
+        _announce_plan(recipe, world, model.config, device, watch)
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    policy = _policy(recipe, _with_lora(recipe, model), tokenizer, device, dtype)
+    if policy.renderer.notice:
+        watch(Progress(phase="prepare", message=policy.renderer.notice))
+    return policy
+
+
+def _announce_plan(recipe: Recipe, world: World, config: Any, device: torch.device, watch: Watcher) -> None:
+    """Say what memory the run will take, before weights are loaded."""
+    limits = merged_limits(recipe, world.limits)
+    rl, workers = recipe.rl, max(1, recipe.run.workers)
+    needs = MemoryNeeds(
+        rows=max(1, rl.groups * rl.group_size // workers),
+        context_tokens=limits.max_context_tokens,
+        micro_batch_tokens=recipe.checks.max_micro_batch_tokens,
+        lora_rank=recipe.model.lora.rank,
+        reference=rl.kl_weight > 0,
+        processes=workers,
+    )
+    plan = memory_plan(config, needs, device=device, dtype=pick_dtype(_dtype_name(recipe), device))
+    for line in plan.lines():
+        watch(Progress(phase="prepare", message=line))
+
+
+def _device_name(recipe: Recipe) -> str:
+    """A tiny model is faster on a CPU than on a GPU unless asked for otherwise."""
+    given = recipe.model.device
+    return "cpu" if given == "auto" and not recipe.model.path else given
+
+
+def _dtype_name(recipe: Recipe) -> str:
+    given = recipe.model.dtype
+    return "float32" if given == "auto" and not recipe.model.path else given
+
+
+def reopen_policy(recipe: Recipe, folder: Path, *, base_weights: bool = False) -> Policy:
+    """The policy of a stored run without its trained weights, which the caller fills in.
+
+    base_weights: with LoRA, also bring back the frozen weights below the adapters, which checkpoints leave out.
+    """
+    settings = recipe.model
+    if base_weights and settings.lora.rank > 0 and settings.path:
+        loaded = load_policy(settings.path, device=settings.device, dtype=settings.dtype)
+        return _policy(recipe, _with_lora(recipe, loaded.model), loaded.tokenizer, loaded.device, loaded.dtype)
+    empty = reopen(folder, device=_device_name(recipe), dtype=_dtype_name(recipe))
+    model = empty.model
+    if base_weights and settings.lora.rank > 0:
+        model = _tiny_model(recipe, empty.tokenizer, empty.device, empty.dtype)
+    return _policy(recipe, _with_lora(recipe, model), empty.tokenizer, empty.device, empty.dtype)
+
+
+def _tiny_model(recipe: Recipe, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    spec = TinySpec(**recipe.model.tiny.model_dump(exclude={"vocab_size"}))
+    return build_tiny(tokenizer, spec, derive_seed(recipe.run.seed, "model")).to(device=device, dtype=dtype)
+
+
+def _with_lora(recipe: Recipe, model: Any) -> Any:
+    lora = recipe.model.lora
+    if lora.rank == 0:
+        return model
+    targets: str | Sequence[str] = lora.targets
+    if targets != "all-linear":
+        targets = tuple(name.strip() for name in lora.targets.split(","))
+    return add_lora(
+        model, LoraSpec(rank=lora.rank, alpha=lora.alpha, targets=targets), seed=derive_seed(recipe.run.seed, "lora")
+    )
+
+
+def _policy(recipe: Recipe, model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Policy:
+    show = recipe.model.show_tools
+    if show == "auto":
+        show = "full" if recipe.model.path else "none"
+    renderer = ChatRenderer(tokenizer, show_tools=show)
+    pad_id = tokenizer.pad_token_id
+    if pad_id is None:
+        pad_id = tokenizer.eos_token_id or 0
+    return Policy(model=model, tokenizer=tokenizer, renderer=renderer, device=device, dtype=dtype, pad_id=int(pad_id))
+
+
+def domain_texts(world: World, seed: int) -> list[str]:
+    """Conversations of the training split as text, for a tokenizer to be trained on."""
+    tasks = world.tasks("train", TOKENIZER_TRACES)
+    if world.expert is None:
+        return [
+            conversation_text(
+                [Message.user(task.prompt_text), Message.assistant(str(task.reference.get("answer", "")))]
+            )
+            for task in tasks
+        ]
+    plans = [
+        EpisodePlan(id=f"text/{n:06d}", group_id=f"text/{n:06d}", task=task, sample_index=0, seed=derive_seed(seed, n))
+        for n, task in enumerate(tasks)
+    ]
+    # Without a renderer an episode has messages and no tokens, which is all that is needed here.
+    trajectories = asyncio.run(run_scripted(plans, make_environment=world.make, policy=mistaken_expert(None)))
+    broken = [t for t in trajectories if t.outcome.ending is Ending.ERROR]
+    if len(broken) > len(trajectories) // 2:
+        raise ConfigError(
+            f"the expert of {world.name} fails on {len(broken)} of {len(trajectories)} tasks: "
+            f"{broken[0].outcome.cause}: {broken[0].outcome.detail}"
+        )
+    return [conversation_text(trajectory.messages) for trajectory in trajectories]
+
+
+def merged_limits(recipe: Recipe, limits: Limits) -> Limits:
+    """The environment's limits with those that the recipe sets."""
+    return replace(limits, **recipe.limits.model_dump(exclude_none=True))

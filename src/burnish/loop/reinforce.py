@@ -1,0 +1,284 @@
+"""One RL step: tasks -> rollouts -> grades -> groups -> advantages -> gradients -> optimizer -> proof -> store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from random import Random
+
+from burnish.algorithms.advantages import group_advantages
+from burnish.algorithms.loss import LossSums
+from burnish.core.errors import RunStopped
+from burnish.core.grade import Grade
+from burnish.core.hashing import derive_seed
+from burnish.core.task import Task
+from burnish.core.trajectory import Trajectory
+from burnish.loop.config import RLSection
+from burnish.loop.held_out import exclusion_text
+from burnish.loop.invariants import check_on_policy
+from burnish.loop.session import Session, plan
+from burnish.loop.state import Ledger
+from burnish.rollout.group import GroupResult, assemble_groups
+from burnish.store.rows import Event, Fate, StepRecord, StoredTrajectory
+from burnish.tasks.cursor import TaskCursor
+from burnish.training.failures import NonFiniteLoss
+from burnish.training.optimizer import OptimizerSpec, Schedule
+
+EXCLUSION_WINDOW = 4
+COUNTERS = (
+    "tool_calls",
+    "tool_errors",
+    "malformed_calls",
+    "invalid_arguments",
+    "unknown_tools",
+    "forks",
+    "cut_results",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A step's groups with everything decided about their members.
+
+    advantages and fates by trajectory id; only trained trajectories have an advantage.
+    """
+
+    groups: Sequence[GroupResult]
+    advantages: Mapping[str, float]
+    fates: Mapping[str, Fate]
+
+
+def optimizer_spec(settings: RLSection) -> OptimizerSpec:
+    """The optimizer settings of this phase."""
+    return OptimizerSpec(
+        learning_rate=settings.lr,
+        schedule=Schedule(settings.schedule),
+        warmup_steps=settings.warmup_steps,
+        total_steps=settings.steps * settings.updates,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.grad_clip,
+    )
+
+
+def rl_step(session: Session, cursor: TaskCursor, tasks: Sequence[Task]) -> dict[str, float]:
+    """Take one step and commit it; returns its scalars.
+
+    Raises InvariantViolation or RunStopped (no signal, exclusions, loss not finite); what was rolled out is committed
+    in any case.
+    """
+    started = time.perf_counter()
+    settings, state = session.recipe.rl, session.state
+    step = state.rl_step + 1
+    chosen = [tasks[index] for index in cursor.next(settings.groups)]
+    plans = [
+        plan(task, "rl", step, group, sample, session.recipe.run.seed)
+        for group, task in enumerate(chosen)
+        for sample in range(settings.group_size)
+    ]
+    trajectories, grades, rollout_s = session.rollout(plans, settings.temperature, hold=True)
+    version = state.version
+    batch = decide(session, step, trajectories, grades)
+    ledger = count(batch.fates)
+    scalars = describe(batch, trajectories) | {f"episodes/{key}": float(n) for key, n in asdict(ledger).items()}
+    learning = time.perf_counter()
+    try:
+        scalars |= learn(session, step, batch)
+    except NonFiniteLoss as error:
+        _commit_failed(session, step, version, batch, scalars, error)
+        raise
+    ended = time.perf_counter()
+    scalars |= {
+        "time/step_s": ended - started,
+        "time/rollout_s": rollout_s,
+        "time/learn_s": ended - learning,
+        "rate/sampled_tokens_per_s": scalars["tokens/sampled"] / max(rollout_s, 1e-9),
+    }
+    session.writer.commit_step(
+        StepRecord(
+            phase="rl",
+            step=step,
+            policy_version=state.version,
+            rows=stored_rows(batch, step, version),
+            scalars=scalars,
+        )
+    )
+    _account(session, ledger, batch)
+    state.rl_step = step
+    _stop_if_hopeless(session, trajectories, grades, ledger)
+    return scalars
+
+
+def decide(
+    session: Session, step: int, trajectories: Sequence[Trajectory], grades: Sequence[tuple[Grade, ...]]
+) -> Batch:
+    """Groups, rewards, advantages and the fate of every trajectory."""
+    settings = session.recipe.rl
+    groups = assemble_groups(trajectories, grades, session.world.aggregator)
+    rewards = [list(group.rewards_G) for group in groups]
+    if settings.shuffle_rewards:
+        rewards = _shuffled(rewards, derive_seed(session.recipe.run.seed, "shuffle", step))
+    advantages: dict[str, float] = {}
+    fates: dict[str, Fate] = {}
+    for group, rewards_G in zip(groups, rewards, strict=True):
+        known = [reward for reward in rewards_G if reward is not None]
+        values = iter(group_advantages(known, baseline=settings.baseline, scale=settings.scale))
+        signal = len(known) > 1 and max(known) - min(known) > 1e-9
+        for trajectory, reward in zip(group.trajectories, rewards_G, strict=True):
+            if reward is None:
+                fates[trajectory.id] = Fate.FAILED
+                continue
+            advantage = next(values)
+            if signal or not settings.filter_zero_signal:
+                fates[trajectory.id] = Fate.TRAINED
+                advantages[trajectory.id] = advantage
+            else:
+                fates[trajectory.id] = Fate.FILTERED
+    return Batch(groups=groups, advantages=advantages, fates=fates)
+
+
+def _shuffled(rewards: Sequence[list[float | None]], seed: int) -> list[list[float | None]]:
+    """All rewards of a step dealt anew to the members that have one: the control without a learning signal."""
+    known = [reward for group in rewards for reward in group if reward is not None]
+    Random(seed).shuffle(known)
+    values = iter(known)
+    return [[None if reward is None else next(values) for reward in group] for group in rewards]
+
+
+def learn(session: Session, step: int, batch: Batch) -> dict[str, float]:
+    """Back-propagate the trained members, step the optimizer, prove that the samplers follow."""
+    settings, state = session.recipe.rl, session.state
+    figures: dict[str, float] = {"loss": 0.0, "policy_version": float(state.version)}
+    total = LossSums()
+    for update in range(settings.updates):
+        parts = _parts(session, batch, update)
+        normaliser = session.executor.prepare("rl", parts)
+        if normaliser <= 0:
+            continue
+        if update == 0 and (state.rl_step == 0 or step % session.recipe.checks.every == 0):
+            tolerance = session.micro_batch_tolerance
+            figures["check/micro_batch"] = session.executor.check_micro_batches("rl", tolerance)
+        sums = session.executor.gradients("rl", normaliser)
+        if update == 0:
+            largest = sums.maxima.get("log_ratio_abs_nats", 0.0)
+            figures["check/ratio_nats"] = largest
+            check_on_policy(largest, session.tolerance, step)
+        total = LossSums.merge([total, sums])
+        figures |= session.step_optimizer()
+        figures["check/canary_nats"] = session.sync()
+    figures["policy_version"] = float(state.version)
+    return figures | total.metrics()
+
+
+def _parts(session: Session, batch: Batch, update: int) -> list[dict[str, float]]:
+    """Advantages by trajectory for each shard: shard s holds the groups that `deal_plans` gave it, and update u of U
+    takes every U-th group."""
+    updates, size = session.recipe.rl.updates, session.executor.size
+    parts: list[dict[str, float]] = [{} for _ in range(size)]
+    for index, group in enumerate(batch.groups):
+        if index % updates == update:
+            for trajectory in group.trajectories:
+                if trajectory.id in batch.advantages:
+                    parts[index % size][trajectory.id] = batch.advantages[trajectory.id]
+    return parts
+
+
+def count(fates: Mapping[str, Fate]) -> Ledger:
+    """The ledger of one step, checked."""
+    values = list(fates.values())
+    ledger = Ledger(
+        dispatched=len(values),
+        trained=values.count(Fate.TRAINED),
+        filtered=values.count(Fate.FILTERED),
+        dropped=values.count(Fate.DROPPED),
+        failed=values.count(Fate.FAILED),
+    )
+    ledger.check()
+    return ledger
+
+
+def describe(batch: Batch, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Scalars of a step's rollouts; names are listed in docs/metrics.md."""
+    rewards = [reward for group in batch.groups for reward in group.rewards_G if reward is not None]
+    mean = sum(rewards) / len(rewards) if rewards else float("nan")
+    spread = (sum((reward - mean) ** 2 for reward in rewards) / len(rewards)) ** 0.5 if rewards else float("nan")
+    sampled = sum(trajectory.action_tokens for trajectory in trajectories)
+    turns = sum(node.is_action for trajectory in trajectories for node in trajectory.nodes)
+    scalars = {
+        "reward/mean": mean,
+        "reward/std": spread,
+        "groups/dispatched": float(len(batch.groups)),
+        "groups/signal": float(sum(group.signal for group in batch.groups)),
+        "tokens/sampled": float(sampled),
+        "tokens/per_episode": sampled / max(1, len(trajectories)),
+        "episodes/turns": turns / max(1, len(trajectories)),
+        "time/tool_s": sum(trajectory.tool_s for trajectory in trajectories),
+    }
+    for name in COUNTERS:
+        scalars[f"count/{name}"] = float(sum(trajectory.counters.get(name, 0) for trajectory in trajectories))
+    for trajectory in trajectories:
+        key = f"outcome/{trajectory.outcome.label}"
+        scalars[key] = scalars.get(key, 0.0) + 1.0
+    return scalars
+
+
+def stored_rows(batch: Batch, step: int, version: int) -> list[StoredTrajectory]:
+    """The rows of a step, in group order."""
+    return [
+        StoredTrajectory(
+            trajectory=trajectory,
+            phase="rl",
+            step=step,
+            policy_version=version,
+            fate=batch.fates[trajectory.id],
+            grades=grades,
+            reward=reward,
+            advantage=batch.advantages.get(trajectory.id),
+        )
+        for group in batch.groups
+        for trajectory, grades, reward in zip(group.trajectories, group.grades_G, group.rewards_G, strict=True)
+    ]
+
+
+def _commit_failed(
+    session: Session, step: int, version: int, batch: Batch, scalars: dict[str, float], error: NonFiniteLoss
+) -> None:
+    """Keep what was rolled out although the step could not be taken; a resume replaces it."""
+    dropped = {key: Fate.DROPPED if fate is Fate.TRAINED else fate for key, fate in batch.fates.items()}
+    rows = stored_rows(Batch(groups=batch.groups, advantages=batch.advantages, fates=dropped), step, version)
+    event = Event(kind="nonfinite_loss", detail=str(error), data={"trajectory_ids": list(error.trajectory_ids)})
+    ledger = count(dropped)
+    scalars |= {f"episodes/{key}": float(n) for key, n in asdict(ledger).items()}
+    session.writer.commit_step(
+        StepRecord(phase="rl", step=step, policy_version=version, rows=rows, scalars=scalars, events=[event])
+    )
+
+
+def _account(session: Session, ledger: Ledger, batch: Batch) -> None:
+    state = session.state
+    for key, value in asdict(ledger).items():
+        setattr(state.ledger, key, getattr(state.ledger, key) + value)
+    state.ledger.check()
+    state.recent = [*state.recent, (ledger.failed, ledger.dispatched)][-EXCLUSION_WINDOW:]
+    state.groups_seen += len(batch.groups)
+    state.groups_with_signal += sum(group.signal for group in batch.groups)
+
+
+def _stop_if_hopeless(
+    session: Session, trajectories: Sequence[Trajectory], grades: Sequence[Sequence[Grade]], ledger: Ledger
+) -> None:
+    """Past the stated share of exclusions, or where no group ever carried a signal, going on only burns money."""
+    state, stop = session.state, session.recipe.stop
+    failed = sum(item[0] for item in state.recent)
+    total = sum(item[1] for item in state.recent)
+    if failed > stop.max_excluded_share * total:
+        raise RunStopped("excluded", exclusion_text(trajectories, grades, ledger.failed))
+    if stop.no_signal_groups and state.groups_with_signal == 0 and state.groups_seen >= stop.no_signal_groups:
+        rewards = sorted({grade.score for given in grades for grade in given if grade.score is not None})
+        listed = ", ".join(f"{value:g}" for value in rewards[:4]) or "none"
+        raise RunStopped(
+            "no_signal",
+            f"none of the first {state.groups_seen} groups had two different rewards (scores seen: {listed}), so "
+            "nothing can be learned from them. Warm-start the policy (write `solve`, then warm_start.steps=200), make "
+            "the tasks easier, give partial credit in the grader, or raise rl.group_size and rl.temperature",
+        )

@@ -1,0 +1,125 @@
+"""Replaying one stored step: the same batch through the same weights must give the same loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from burnish.core.errors import CheckpointError, StoreError
+from burnish.loop import reinforce
+from burnish.loop.config import Recipe
+from burnish.loop.executor import Executor, LocalExecutor
+from burnish.loop.manifest import stored_recipe
+from burnish.loop.policy import Policy, reopen_policy
+from burnish.loop.setup import make_own_shard, open_world
+from burnish.store.layout import RunLayout
+from burnish.store.reader import RunReader
+from burnish.store.rows import Fate, StoredTrajectory
+from burnish.training.checkpoint import CheckpointRef, list_checkpoints, load_checkpoint
+from burnish.training.model_state import load_model_state
+from burnish.training.optimizer import Optimizer
+
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """What a replay found.  `Replay(step=12, checkpoint="rl-000010", replayed_steps=2, stored_loss=-.013,
+    recomputed_loss=-.013, same=True, bit_equal=True)`
+
+    same: equal within a relative 1e-6; bit_equal: to the last bit, as on the machine type that wrote the run.
+    """
+
+    step: int
+    checkpoint: str
+    replayed_steps: int
+    stored_loss: float
+    recomputed_loss: float
+    same: bool
+    bit_equal: bool
+
+
+def replay_step(folder: Path, step: int, say: Callable[[str], None]) -> Replay:
+    """Recompute RL step `step` of a run: load the nearest checkpoint before it, apply the stored steps in between, and
+    compute the loss on the stored trajectories and advantages.  Nothing is sampled and nothing is written.
+
+    Raises StoreError where the step is not stored, CheckpointError where no checkpoint before it is left.
+    """
+    recipe, reader = stored_recipe(folder), RunReader(folder)
+    known = [info.step for info in reader.steps("rl")]
+    if step not in known:
+        raise StoreError(
+            f"run {folder.name} has no RL step {step}; it has {min(known, default=0)}-{max(known, default=0)}"
+        )
+    layout = RunLayout(folder)
+    ref = _nearest(layout, step)
+    start = int(ref.name.rpartition("-")[2])
+    torch.set_num_threads(recipe.run.threads)
+    world = open_world(recipe)
+    policy = reopen_policy(recipe, layout.model, base_weights=True)
+    executor = LocalExecutor([make_own_shard(recipe, policy, world) for _ in range(recipe.run.workers)])
+    _load_reference(recipe, policy, executor, layout)
+    loaded = load_checkpoint(layout.checkpoints, ref.name)
+    load_model_state(policy.model, loaded.model_state)
+    optimizer = Optimizer(policy.model, reinforce.optimizer_spec(recipe.rl))
+    if start > 0:
+        optimizer.restore(loaded.optimizer_state)
+    recomputed = math.nan
+    for number in range(start + 1, step + 1):
+        say(f"replaying step {number} from checkpoint {ref.name}")
+        recomputed = _one_step(recipe, executor, optimizer, reader.trajectories("rl", number))
+    stored = reader.step_scalars("rl", step)["loss"]
+    return Replay(
+        step=step,
+        checkpoint=ref.name,
+        replayed_steps=step - start,
+        stored_loss=stored,
+        recomputed_loss=recomputed,
+        same=math.isclose(stored, recomputed, rel_tol=TOLERANCE, abs_tol=1e-9),
+        bit_equal=stored == recomputed,
+    )
+
+
+def _nearest(layout: RunLayout, step: int) -> CheckpointRef:
+    found = [
+        (int(ref.name.rpartition("-")[2]), ref)
+        for ref in list_checkpoints(layout.checkpoints)
+        if ref.name.startswith("rl-") and int(ref.name.rpartition("-")[2]) < step
+    ]
+    if not found:
+        raise CheckpointError(f"no RL checkpoint before step {step} is left in {layout.checkpoints}")
+    return max(found, key=lambda item: item[0])[1]
+
+
+def _load_reference(recipe: Recipe, policy: Policy, executor: Executor, layout: RunLayout) -> None:
+    if recipe.rl.kl_weight > 0:
+        start = load_checkpoint(layout.checkpoints, "rl-000000")
+        load_model_state(policy.model, start.model_state)
+        executor.freeze_reference()
+
+
+def _one_step(recipe: Recipe, executor: Executor, optimizer: Optimizer, rows: Sequence[StoredTrajectory]) -> float:
+    """The loss of a stored step, summed over its updates as the run did; the optimizer steps are taken."""
+    groups: dict[str, list[StoredTrajectory]] = {}
+    for row in rows:
+        groups.setdefault(row.trajectory.group_id, []).append(row)
+    members = list(groups.values())
+    size, updates = executor.size, recipe.rl.updates
+    executor.hold([[row.trajectory for group in members[shard::size] for row in group] for shard in range(size)])
+    total = 0.0
+    for update in range(updates):
+        parts: list[dict[str, float]] = [{} for _ in range(size)]
+        for index, group in enumerate(members):
+            if index % updates == update:
+                for row in group:
+                    if row.fate is Fate.TRAINED and row.advantage is not None:
+                        parts[index % size][row.trajectory.id] = row.advantage
+        normaliser = executor.prepare("rl", parts)
+        if normaliser > 0:
+            total += executor.gradients("rl", normaliser).sums["loss"]
+            optimizer.step()
+    return total

@@ -1,0 +1,153 @@
+"""What the phases of a run share: recipe, store, world, policy, shards, optimizer, state."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from burnish.core.errors import RunStopped
+from burnish.core.grade import Grade
+from burnish.core.hashing import derive_seed
+from burnish.core.task import Task
+from burnish.core.trajectory import Trajectory
+from burnish.loop.config import Recipe
+from burnish.loop.executor import Executor, deal
+from burnish.loop.invariants import (
+    FLOAT32_TOLERANCE,
+    bf16_tolerance,
+    check_freshness,
+    largest_difference,
+)
+from burnish.loop.policy import Policy
+from burnish.loop.progress import Progress, Watcher
+from burnish.loop.shard import RolloutOrder, Shard
+from burnish.loop.state import LoopState
+from burnish.loop.worlds import World
+from burnish.policies.checksum import weight_checksum
+from burnish.rollout.episode import EpisodePlan
+from burnish.store.writer import RunWriter
+from burnish.training.optimizer import Optimizer
+
+MICRO_BATCH_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+CALIBRATION_REPEATS = 3
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """All resources of a run in progress; the phases change `state` and the weights, and nothing else.
+
+    own: a shard on the conductor's model, for scores that the shards' samplers are compared with.  canary: prompts
+    whose log-probabilities are compared after every weight update.
+    """
+
+    recipe: Recipe
+    writer: RunWriter
+    world: World
+    policy: Policy
+    executor: Executor
+    own: Shard
+    state: LoopState
+    watch: Watcher
+    stop_requested: Callable[[], bool]
+    optimizer: Optimizer | None = None
+    canary: tuple[array[int], ...] = ()
+    tolerance: float = FLOAT32_TOLERANCE
+    started_s: float = field(default_factory=time.perf_counter)
+
+    @property
+    def micro_batch_tolerance(self) -> float:
+        """Largest relative change of a gradient with the size of micro-batches."""
+        given = self.recipe.checks.micro_batch_tolerance
+        return given if given is not None else MICRO_BATCH_TOLERANCE[self.policy.dtype]
+
+    def tell(self, phase: str, **values: Any) -> None:
+        """Report progress; the newest held-out success goes along."""
+        self.watch(Progress(phase=phase, success=self.state.success, **values))
+
+    def check_stop(self) -> None:
+        """Raises RunStopped where the user asked for a stop."""
+        if self.stop_requested():
+            raise RunStopped("interrupted", "stopped on request; everything is stored, go on with `burnish resume`")
+
+    def step_optimizer(self) -> dict[str, float]:
+        """Apply the gradients and count the version; samplers hear of it in `sync`."""
+        if self.optimizer is None:
+            raise RunStopped("no_optimizer", "a phase was entered without an optimizer")
+        done = self.optimizer.step()
+        self.state.version += 1
+        return {"lr": done.learning_rate, "grad_norm": done.grad_norm}
+
+    def sync(self) -> float:
+        """Announce the present weights to every sampler and check that they arrived; returns the canary difference."""
+        echoes = self.executor.sync(self.state.version, self.canary)
+        own = self.own.score(self.canary, echoes[0]) if self.canary else []
+        difference = max((largest_difference(own, echo.canary_logprobs) for echo in echoes), default=0.0)
+        check_freshness(
+            version=self.state.version,
+            checksum=weight_checksum(self.policy.model),
+            echoed=[(echo.version, echo.checksum) for echo in echoes],
+            difference=difference,
+            tolerance=self.tolerance,
+        )
+        return difference
+
+    def calibrate(self) -> None:
+        """Choose the canary prompts and, in half precision, the tolerance from repeats with equal weights."""
+        tasks = self.world.tasks("train", 2)
+        plans = [plan(task, "canary", 0, index, 0, self.recipe.run.seed) for index, task in enumerate(tasks)]
+        rolled = self.own.rollout(RolloutOrder(plans=tuple(plans), temperature=1.0))
+        self.canary = tuple(t.nodes[0].token_ids for t in rolled.trajectories if t.nodes)
+        if self.recipe.checks.logprob_tolerance is not None:
+            self.tolerance = self.recipe.checks.logprob_tolerance
+        elif self.policy.dtype == torch.float32:
+            self.tolerance = FLOAT32_TOLERANCE
+        else:
+            observed = []
+            for size in range(1, CALIBRATION_REPEATS + 1):
+                prompts = (self.canary * size)[: len(self.canary) + size]
+                echo = self.own.sync(self.state.version, prompts)
+                observed.append(largest_difference(self.own.score(prompts, echo), echo.canary_logprobs))
+            self.tolerance = bf16_tolerance(observed)
+
+    def rollout(
+        self, plans: Sequence[EpisodePlan], temperature: float, *, hold: bool
+    ) -> tuple[list[Trajectory], list[tuple[Grade, ...]], float]:
+        """Roll out on all shards, whole groups dealt by index; trajectories and grades in the order of the plans,
+        and the seconds of the slowest shard."""
+        parts = self.deal_plans(plans)
+        orders = [
+            RolloutOrder(plans=tuple(plans[index] for index in part), temperature=temperature, hold=hold)
+            for part in parts
+        ]
+        found: dict[int, tuple[Trajectory, tuple[Grade, ...]]] = {}
+        results = self.executor.rollout(orders)
+        for part, rolled in zip(parts, results, strict=True):
+            found.update(zip(part, zip(rolled.trajectories, rolled.grades, strict=True), strict=True))
+        ordered = [found[index] for index in range(len(plans))]
+        seconds = max((rolled.rollout_s + rolled.grading_s for rolled in results), default=0.0)
+        return [item[0] for item in ordered], [item[1] for item in ordered], seconds
+
+    def deal_plans(self, plans: Sequence[EpisodePlan]) -> list[list[int]]:
+        """Positions of the plans for each shard; a group is never split."""
+        groups: dict[str, list[int]] = {}
+        for index, one in enumerate(plans):
+            groups.setdefault(one.group_id, []).append(index)
+        members = list(groups.values())
+        return [[i for group in part for i in members[group]] for part in deal(len(members), self.executor.size)]
+
+
+def plan(task: Task, phase: str, step: int, group: int, sample: int, seed: int) -> EpisodePlan:
+    """The plan of one episode; its seed is a function of (run seed, task, sample, step) and the phase."""
+    group_id = f"{phase}/{step:06d}/{group:04d}"
+    return EpisodePlan(
+        id=f"{group_id}/{sample:02d}",
+        group_id=group_id,
+        task=task,
+        sample_index=sample,
+        seed=derive_seed(seed, task.id, sample, f"{phase}/{step}"),
+    )

@@ -1,0 +1,90 @@
+"""Making the shards of a run, in this process or in workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burnish.loop.config import Recipe
+from burnish.loop.executor import Executor, LocalExecutor
+from burnish.loop.policy import Policy, merged_limits, reopen_policy
+from burnish.loop.shard import LossSetting, Shard
+from burnish.loop.workers import ProcessExecutor
+from burnish.loop.worlds import World, load_world
+
+MAX_AUTO_WORKERS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSetup:
+    """What a worker process needs to build its shard: the recipe as JSON and the run's model folder."""
+
+    recipe: str
+    folder: str
+
+
+def resolve_workers(recipe: Recipe) -> Recipe:
+    """The recipe with the automatic number of workers replaced by a number, so that it is stored with the run."""
+    if recipe.run.workers > 0:
+        return recipe
+    workers = 1
+    on_cpu = recipe.model.device == "cpu" or not torch.cuda.is_available() or not recipe.model.path
+    if recipe.model.device in ("auto", "cpu") and on_cpu:
+        workers = min(MAX_AUTO_WORKERS, max(2, available_cores() - 1))
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"workers": workers})})
+
+
+def open_world(recipe: Recipe) -> World:
+    """The recipe's environment.  Its tasks do not depend on run.seed, so that runs can be compared over seeds."""
+    return load_world(recipe.environment.name, recipe.environment.options, seed=recipe.environment.seed)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_executor(recipe: Recipe, policy: Policy, world: World, folder: Path) -> Executor:
+    """Worker processes where there are several shards on a CPU, else this process."""
+    if recipe.run.in_process or recipe.run.workers == 1 or policy.device.type != "cpu":
+        return LocalExecutor([make_own_shard(recipe, policy, world) for _ in range(recipe.run.workers)])
+    setup = WorkerSetup(recipe=recipe.model_dump_json(), folder=str(folder))
+    return ProcessExecutor(policy.model, make_worker_shard, setup, recipe.run.workers)
+
+
+def make_worker_shard(setup: WorkerSetup) -> Shard:
+    """Build a shard inside a worker process; the caller attaches the shared weights."""
+    recipe = Recipe.model_validate_json(setup.recipe)
+    torch.set_num_threads(recipe.run.threads)
+    world = open_world(recipe)
+    return make_own_shard(recipe, reopen_policy(recipe, Path(setup.folder)), world)
+
+
+def make_own_shard(recipe: Recipe, policy: Policy, world: World) -> Shard:
+    """A shard on this process's policy."""
+    return Shard(
+        policy=policy,
+        world=world,
+        limits=merged_limits(recipe, world.limits),
+        losses=loss_settings(recipe),
+        grader_timeout_s=recipe.environment.grader_timeout_s,
+        max_micro_batch_tokens=recipe.checks.max_micro_batch_tokens,
+    )
+
+
+def loss_settings(recipe: Recipe) -> Mapping[str, LossSetting]:
+    """The loss of each phase.  "canary" only scores, at the temperature that the canary is sampled with."""
+    rl = recipe.rl
+    options: dict[str, Any] = {"aggregation": rl.aggregation}
+    if rl.loss == "grpo":
+        options |= {"clip_low": rl.clip_low, "clip_high": rl.clip_high, "kl_weight": rl.kl_weight}
+    return {
+        "sft": LossSetting(name="sft", options={}),
+        "canary": LossSetting(name="sft", options={}),
+        "rl": LossSetting(name=rl.loss, options=options, temperature=rl.temperature),
+    }

@@ -1,0 +1,146 @@
+"""Using a policy outside of its run: evaluating it anywhere, writing it out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burnish.core.errors import ConfigError
+from burnish.core.sampling import Renderer, Sampler
+from burnish.evaluation.heldout import EvalResult, EvalSpec, evaluate, to_row
+from burnish.evaluation.local import grade_with, rollout_with
+from burnish.loop.config import Recipe
+from burnish.loop.manifest import stored_recipe
+from burnish.loop.policy import Policy, merged_limits, reopen_policy
+from burnish.loop.recipes import suggestion
+from burnish.loop.setup import open_world
+from burnish.loop.worlds import World
+from burnish.policies.chat import ChatRenderer
+from burnish.policies.load import load_policy
+from burnish.policies.sampler import EmbeddedSampler
+from burnish.store.layout import RunLayout
+from burnish.store.rows import EvaluationRow
+from burnish.training.checkpoint import load_checkpoint, load_latest
+from burnish.training.export import export_folder
+from burnish.training.model_state import load_model_state
+
+SPLITS = ("train", "heldout", "unseen")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is evaluated: a sampler, the renderer that goes with it (None: it takes messages), and its name."""
+
+    name: str
+    sampler: Sampler
+    renderer: Renderer | None
+    recipe: Recipe
+
+
+def stored_policy(folder: Path, checkpoint: str = "") -> tuple[Recipe, Policy, str]:
+    """Recipe, policy with weights, and checkpoint name of a run; the newest checkpoint where none is named."""
+    recipe, layout = stored_recipe(folder), RunLayout(folder)
+    loaded = load_checkpoint(layout.checkpoints, checkpoint) if checkpoint else load_latest(layout.checkpoints)
+    policy = reopen_policy(recipe, layout.model, base_weights=True)
+    load_model_state(policy.model, loaded.model_state)
+    return recipe, policy, loaded.ref.name
+
+
+def run_subject(folder: Path) -> Subject:
+    """The newest policy of a run."""
+    recipe, policy, checkpoint = stored_policy(folder)
+    torch.set_num_threads(recipe.run.threads)
+    sampler = EmbeddedSampler(policy.model, pad_id=policy.pad_id, device=policy.device)
+    return Subject(name=f"{folder.name}@{checkpoint}", sampler=sampler, renderer=policy.renderer, recipe=recipe)
+
+
+def model_subject(path: str, recipe: Recipe) -> Subject:
+    """A model folder or id."""
+    loaded = load_policy(path, device=recipe.model.device, dtype=recipe.model.dtype)
+    show = recipe.model.show_tools
+    renderer = ChatRenderer(loaded.tokenizer, show_tools="full" if show == "auto" else show)
+    pad_id = loaded.tokenizer.pad_token_id
+    sampler = EmbeddedSampler(loaded.model, pad_id=0 if pad_id is None else pad_id, device=loaded.device)
+    return Subject(name=Path(path).name, sampler=sampler, renderer=renderer, recipe=recipe)
+
+
+def parse_taskset(text: str) -> tuple[str, str]:
+    """Environment and split of ENV[:SPLIT]; the split is "heldout" where none is named.
+
+    >>> parse_taskset("shop:unseen"), parse_taskset("reasoning-gym:chain_sum")
+    (('shop', 'unseen'), ('reasoning-gym:chain_sum', 'heldout'))
+    """
+    head, separator, tail = text.rpartition(":")
+    return (head, tail) if separator and tail in SPLITS else (text, "heldout")
+
+
+def evaluate_subject(subject: Subject, world: World, spec: EvalSpec, tasks: int) -> EvalResult:
+    """Evaluate on the first `tasks` tasks of the split; raises ConfigError for a split that the world does not have."""
+    splits = list(world.taskset.splits)
+    if spec.split not in splits:
+        raise ConfigError(f"{world.name} has no split {spec.split!r}{suggestion(spec.split, splits)}; it has {splits}")
+    rollout = rollout_with(
+        subject.sampler,
+        make_environment=world.make,
+        renderer=subject.renderer,
+        limits=merged_limits(subject.recipe, world.limits),
+    )
+    return asyncio.run(
+        evaluate(
+            world.tasks(spec.split, tasks),
+            spec,
+            rollout=rollout,
+            grade=grade_with(world.graders, timeout_s=subject.recipe.environment.grader_timeout_s),
+            aggregator=world.aggregator,
+        )
+    )
+
+
+def write_result(result: EvalResult, path: Path) -> None:
+    """Write an evaluation as JSON, for `read_result` and for comparisons."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row = asdict(to_row(result, phase="eval", step=0))
+    path.write_text(json.dumps(row, indent=1), encoding="utf-8")
+
+
+def read_result(path: Path) -> EvaluationRow:
+    """Inverse of `write_result`.  Raises ConfigError where the file is none."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return EvaluationRow(**data)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is no evaluation written by `burnish eval`: {error}") from error
+
+
+def pick_evaluation(rows: Sequence[EvaluationRow], *, label: str, split: str, mode: str, run: str) -> EvaluationRow:
+    """The newest evaluation of a run with that label, split and mode; ConfigError says which there are."""
+    found = [row for row in rows if (row.label, row.split, row.mode) == (label, split, mode)]
+    if not found:
+        known = sorted({f"{row.label}/{row.split}/{row.mode}" for row in rows})
+        raise ConfigError(f"run {run} has no evaluation {label}/{split}/{mode}; it has: {', '.join(known) or 'none'}")
+    return found[-1]
+
+
+def export_run(folder: Path, out: Path, checkpoint: str = "") -> str:
+    """Write a run's policy as a merged Hugging Face folder; returns the checkpoint's name."""
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} exists and is not empty; give a new folder")
+    recipe, policy, name = stored_policy(folder, checkpoint)
+    del recipe
+    export_folder(policy.model, policy.tokenizer, out, stop_ids=policy.renderer.stop_ids)
+    return name
+
+
+def open_taskset(text: str, options: dict[str, Any], recipe: Recipe) -> tuple[World, str]:
+    """World and split that `--taskset` names; the recipe's own where it is empty."""
+    name, split = parse_taskset(text) if text else (recipe.environment.name, "heldout")
+    if name != recipe.environment.name or options:
+        environment = recipe.environment.model_copy(update={"name": name, "options": options})
+        recipe = recipe.model_copy(update={"environment": environment})
+    return open_world(recipe), split

@@ -1,0 +1,1 @@
+"""Model building and loading, rendering messages to tokens, samplers."""

@@ -1,0 +1,44 @@
+"""Fingerprints of a model's weights."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+_CHUNK = 1 << 24
+_PERIOD = 65521
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def weight_checksum(model: Any) -> str:
+    """16 hex digits over the bits of every parameter, adapters included, alike on every device.
+
+    Each tensor is reduced where it lies to two integers modulo 2**64: the sum of its words, and the sum of its words
+    times their index modulo a prime; these are hashed with name, shape and type.  A change of a single weight
+    always changes the first sum; weights that change places change the second, unless a multiple of 65521 apart.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    with torch.no_grad():
+        sums = [(name, parameter, _word_sums(parameter)) for name, parameter in model.named_parameters()]
+        for name, parameter, words in sums:
+            digest.update(f"{name}|{tuple(parameter.shape)}|{parameter.dtype}|{words.tolist()}".encode())
+    return digest.hexdigest()
+
+
+def _word_sums(parameter: torch.Tensor) -> torch.Tensor:
+    words = parameter.detach().contiguous().view(_INTEGERS[parameter.element_size()]).reshape(-1)
+    total = torch.zeros(2, dtype=torch.int64, device=words.device)
+    for start in range(0, len(words), _CHUNK):
+        part = words[start : start + _CHUNK].to(torch.int64)
+        weights = torch.arange(start, start + len(part), device=words.device).remainder_(_PERIOD).add_(1)
+        total += torch.stack([part.sum(), (part * weights).sum()])
+    return total
+
+
+def quick_sums(model: Any) -> list[float]:
+    """One float32 sum for each parameter: changes with any optimizer step, and costs one read of the weights."""
+    with torch.no_grad():
+        values: list[float] = torch.stack([p.detach().sum(dtype=torch.float32) for p in model.parameters()]).tolist()
+    return values

@@ -1,0 +1,31 @@
+"""The model of a stored run from its saved config, without weights: the caller fills them in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from burnish.policies.load import load_config, pick_device, pick_dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmptyPolicy:
+    """A model with meaningless weights and its tokenizer.  `reopen(Path("runs/a/model"), device="cpu", dtype="auto")`"""
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+
+
+def reopen(folder: Path, *, device: str, dtype: str) -> EmptyPolicy:
+    """Build the architecture saved in `folder`; raises ConfigError where it holds none, or the device is not there."""
+    target = pick_device(device)
+    precision = pick_dtype(dtype, target)
+    model = AutoModelForCausalLM.from_config(load_config(str(folder), offline=True), dtype=precision)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return EmptyPolicy(model=model.to(target).eval(), tokenizer=tokenizer, device=target, dtype=precision)

@@ -1,0 +1,1 @@
+"""TOML recipes that `demo`, `init` and `train NAME` start from; package data, no code."""

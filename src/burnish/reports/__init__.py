@@ -1,0 +1,1 @@
+"""Run directory to HTML page, tables and live viewer.  Reads files only."""

@@ -1,0 +1,1 @@
+"""Pure numerics: intervals, estimators, tests.  numpy and scipy."""

@@ -1,0 +1,1 @@
+"""The run directory: one writer, many readers."""

@@ -1,0 +1,1 @@
+"""Tasksets: the user's own files, generated ones, other people's."""

@@ -1,0 +1,1 @@
+"""Conformance tests that authors of environments, graders and samplers inherit; scripted fakes."""

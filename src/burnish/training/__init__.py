@@ -1,0 +1,1 @@
+"""The learner (SFT, RL), LoRA, checkpoints."""
