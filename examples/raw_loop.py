@@ -115,7 +115,7 @@ def make_batch(rows):
 
 def token_logprobs(model, ids, where, temperature):
     """Log-probability of the token in each column of `where`, given everything before it."""
-    logits = model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0].float() / temperature
+    logits = model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0] / temperature
     # The logits in column t are the prediction of the token in column t + 1.
     return torch.log_softmax(logits[where - 1], dim=-1)[torch.arange(len(where)), ids[where]]
 
@@ -191,7 +191,7 @@ def main():
 
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
     options = {"learning_rate": arguments.learning_rate, "temperature": arguments.temperature}
     rows = read_rows(arguments.segments)
     for step, (loss, norm) in enumerate(train(model, rows, steps=arguments.steps, **options), start=1):

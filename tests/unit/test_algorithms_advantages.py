@@ -4,9 +4,10 @@ import math
 import statistics
 
 import pytest
-from burnish.algorithms.advantages import group_advantages, has_signal
 from hypothesis import given
 from hypothesis import strategies as st
+
+from burnish.algorithms.advantages import group_advantages, has_signal
 
 rewards = st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=12)
 

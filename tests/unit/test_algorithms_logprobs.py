@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from burnish.algorithms import logprobs as module
 from burnish.algorithms.logprobs import token_logprobs
 

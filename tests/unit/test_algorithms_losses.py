@@ -6,6 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from burnish.algorithms.aggregation import Aggregation, batch_normaliser
 from burnish.algorithms.grpo import GrpoLoss
 from burnish.algorithms.kl import k3
@@ -14,8 +17,6 @@ from burnish.algorithms.registry import make_loss
 from burnish.algorithms.sft import SftLoss
 from burnish.core.errors import ConfigError
 from burnish.core.learning import TrainingSample
-from hypothesis import given
-from hypothesis import strategies as st
 
 torch.set_num_threads(1)
 

@@ -4,10 +4,11 @@ from array import array
 
 import pytest
 import torch
-from burnish.algorithms.packing import micro_batches
-from burnish.core.learning import TrainingSample
 from hypothesis import given
 from hypothesis import strategies as st
+
+from burnish.algorithms.packing import micro_batches
+from burnish.core.learning import TrainingSample
 
 masks = st.lists(st.booleans(), max_size=12).map(lambda tail: [False, *tail])
 

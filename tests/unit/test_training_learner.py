@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import transformers
+
 from burnish.algorithms.grpo import GrpoLoss
 from burnish.algorithms.loss import LossInputs, LossOutput
 from burnish.algorithms.sft import SftLoss

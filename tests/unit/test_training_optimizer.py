@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
 import torch
+
 from burnish.core.errors import CheckpointError
 from burnish.training.failures import NonFiniteLoss
 from burnish.training.gradients import (
@@ -73,7 +75,7 @@ def test_schedules_rise_peak_and_fall(schedule):
     rates = [spec.learning_rate_at(step) for step in range(25)]
     assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
     assert max(rates) == rates[4] == 2.0
-    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
     assert rates[20:] == pytest.approx([0.2] * 5)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 LOG_RATIO_LIMIT_NATS = 20.0
-"""Log-ratios are held within +-20 before `exp`: beyond it a ratio says nothing but "far", and float32 would overflow."""
+"""Log-ratios are held within +-20 before `exp`: beyond it a ratio says only "far", and float32 would overflow."""
 
 
 def k3(logprobs_N: Tensor, other_logprobs_N: Tensor) -> Tensor:

@@ -17,11 +17,12 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from rich.text import Text
 
 from burnish.cli import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE
 from burnish.core.errors import BurnishError, ConfigError, RunStopped
 from burnish.loop.config import Recipe
-from burnish.loop.recipes import all_keys, apply_overrides, load_recipe, suggestion, validate
+from burnish.loop.recipes import all_keys, apply_overrides, load_recipe, suggestion
 from burnish.store.runs import find_run, list_runs, prune
 
 console = Console()
@@ -94,9 +95,10 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 def _fork(arguments: argparse.Namespace) -> int:
     from burnish.loop.fork import fork_run, forked_recipe
+    from burnish.loop.setup import resolve_workers
 
     parent = find_run(arguments.root, arguments.run)
-    recipe = forked_recipe(parent, arguments.keys)
+    recipe = resolve_workers(forked_recipe(parent, arguments.keys))
     folder = _new_folder(recipe, f"{parent.name}-fork")
     _announce(recipe, folder)
     with _watching() as (watch, stop):
@@ -183,7 +185,14 @@ def _eval(arguments: argparse.Namespace) -> int:
     subject, evals = _subject(arguments, root, overrides)
     world, split = open_taskset(arguments.taskset, options, subject.recipe)
     label = arguments.label or f"{subject.name}-{world.name}".replace("/", "_").replace(":", "_")
-    spec = EvalSpec(label=label, split=split, mode=Mode(arguments.mode), samples=arguments.samples, seed=arguments.seed)
+    spec = EvalSpec(
+        label=label,
+        split=split,
+        mode=Mode(arguments.mode),
+        samples=arguments.samples,
+        seed=arguments.seed,
+        temperature=subject.recipe.rl.temperature,
+    )
     with console.status(f"evaluating {subject.name} on {world.name}:{split}"):
         result = evaluate_subject(subject, world, spec, arguments.tasks)
     path = evals / f"{label}-{split}-{arguments.mode}.json"
@@ -211,27 +220,27 @@ def _subject(arguments: argparse.Namespace, root: Path, overrides: Sequence[str]
     if name.startswith("openai:"):
         return _endpoint(arguments, name.removeprefix("openai:"), overrides), root / "evals"
     if (Path(name) / "config.json").is_file():
-        return model_subject(name, validate(apply_overrides({}, overrides), source="command line")), root / "evals"
+        return model_subject(name, overrides), root / "evals"
     try:
         folder = find_run(root, name)
     except BurnishError:
         if "/" not in name or Path(name).exists():
             raise
-        return model_subject(name, validate(apply_overrides({}, overrides), source="command line")), root / "evals"
-    return run_subject(folder), folder / "evals"
+        return model_subject(name, overrides), root / "evals"
+    return run_subject(folder, overrides), folder / "evals"
 
 
 def _endpoint(arguments: argparse.Namespace, model: str, overrides: Sequence[str]) -> Any:
     """A model behind an OpenAI-compatible endpoint; key and address come from the environment or the command line."""
     from burnish.integrations.openai_chat import OpenAIChatSampler
-    from burnish.loop.standalone import Subject
+    from burnish.loop.standalone import Subject, endpoint_recipe
 
     base_url = arguments.base_url or os.environ.get("OPENAI_BASE_URL", "")
     if not base_url:
         raise ConfigError("give the endpoint with --base-url or in OPENAI_BASE_URL, such as http://127.0.0.1:8000/v1")
     if not arguments.taskset:
         raise ConfigError("an endpoint has no environment of its own; name one with --taskset, such as shop:heldout")
-    recipe = validate(apply_overrides({}, overrides), source="command line")
+    recipe = endpoint_recipe(overrides)
     sampler = OpenAIChatSampler(base_url, model, os.environ.get("OPENAI_API_KEY", ""))
     return Subject(name=model, sampler=sampler, renderer=None, recipe=recipe)
 
@@ -379,7 +388,8 @@ def _keys(arguments: argparse.Namespace) -> int:
     for key in all_keys():
         if not arguments.section or key.startswith(f"{arguments.section}."):
             info = _field(key)
-            table.add_row(key, repr(info.default), info.description or "")
+            default = info.get_default(call_default_factory=True)
+            table.add_row(key, Text(repr(default)), Text(info.description or ""))
     console.print(table)
     return 0
 

@@ -162,7 +162,13 @@ def _mapping(hint: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:
 def _record(hint: Any) -> dict[str, Any]:
     hints = get_type_hints(hint, include_extras=True)
     if is_typeddict(hint):
-        required = [name for name in hints if name in hint.__required_keys__]
+        # `__required_keys__` overlooks markers in hints that are still text when the class is made.
+        marked = {name: get_origin(inner) for name, inner in hints.items()}
+        required = [
+            name
+            for name in hints
+            if marked[name] is Required or (marked[name] is not NotRequired and name in hint.__required_keys__)
+        ]
     else:
         required = [item.name for item in dataclasses.fields(hint) if _is_required(item)]
     properties = {name: schema_of(inner) for name, inner in hints.items()}

@@ -49,7 +49,7 @@ class ReasoningGymGrader(RuleGrader):
     boundary to arbitrate.
     """
 
-    timeout_s: float = 5.0
+    timeout_s: float = 3.0
     keeps_deadline = True
     name = "reasoning_gym"
     _worker: Worker = field(init=False, repr=False, default_factory=lambda: Worker("burnish.graders.reasoning:warm_up"))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,29 @@ from burnish.core.sampling import Renderer, Sample
 from burnish.core.tool import ToolSpec
 from burnish.core.trajectory import NO_VERSION, Trajectory
 from burnish.rollout.graph import GraphBuilder
-from burnish.tasks.lines import read_lines
+from burnish.tasks.lines import read_lines, strict_json
 
 MAX_BAD_SHARE = 0.1
-log = logging.getLogger(__name__)
+_LISTED = 5
 
 
-def read_chats(path: str, renderer: Renderer) -> list[Trajectory]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chats:
+    """What a file of chats holds.  `Chats(trajectories=(...), problems=("chats.jsonl:7: not JSON (...)",))`
+
+    problems: one "file:line: reason" for each line that was left out.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    problems: tuple[str, ...]
+
+
+def read_chats(path: str, renderer: Renderer, *, max_tokens: int) -> Chats:
     """One demonstration for each usable line; every assistant turn is an action.
 
-    A malformed line is reported by file, line and reason, and the rest goes on.  Raises TaskError where no line or
-    fewer than nine in ten are usable.
+    `{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}`, with `tool_calls`,
+    messages of role tool, and `tools` (schemas) as in the OpenAI form.  A malformed line, or a chat of more than
+    `max_tokens`, is left out and reported.  Raises TaskError where no line or fewer than nine in ten are usable.
     """
     found: list[Trajectory] = []
     problems: list[str] = []
@@ -35,15 +46,17 @@ def read_chats(path: str, renderer: Renderer) -> list[Trajectory]:
         try:
             if line.value is None:
                 raise ValueError(line.problem)
-            found.append(_demonstration(line.value, f"sft/chat/{line.number:06d}", renderer))
-        except (ValueError, KeyError, TypeError, RenderError) as error:
+            chat = _demonstration(line.value, f"sft/chat/{line.number:06d}", renderer)
+            longest = max(sum(len(chat.nodes[i].token_ids) for i in chat.path(leaf)) for leaf in chat.leaves())
+            if longest > max_tokens:
+                raise ValueError(f"{longest} tokens, and limits.max_context_tokens is {max_tokens}")
+            found.append(chat)
+        except (ValueError, RenderError) as error:
             problems.append(f"{path}:{line.number}: {error}")
-    for problem in problems[:5]:
-        log.warning("left out %s", problem)
     if not found or len(problems) > MAX_BAD_SHARE * (len(found) + len(problems)):
-        listed = "; ".join(problems[:5]) or "the file is empty"
+        listed = "; ".join(problems[:_LISTED]) or "the file is empty"
         raise TaskError(f"{path}: {len(problems)} of {len(found) + len(problems)} lines are unusable: {listed}")
-    return found
+    return Chats(trajectories=tuple(found), problems=tuple(problems))
 
 
 def _demonstration(row: Mapping[str, Any], name: str, renderer: Renderer) -> Trajectory:
@@ -53,7 +66,8 @@ def _demonstration(row: Mapping[str, Any], name: str, renderer: Renderer) -> Tra
     messages = [_message(item) for item in items]
     if messages[0].role is Role.ASSISTANT or not any(m.role is Role.ASSISTANT for m in messages):
         raise ValueError("a chat starts with another role and holds at least one assistant message")
-    graph = _graph(messages, tuple(_tool(item) for item in row.get("tools") or ()), renderer)
+    tools = tuple(_tool(item) for item in _listed(row, "tools"))
+    graph = _graph(messages, tools, renderer)
     return Trajectory(
         id=name,
         task_id=name,
@@ -90,34 +104,63 @@ def _graph(messages: Sequence[Message], tools: Sequence[ToolSpec], renderer: Ren
 def _message(item: Any) -> Message:
     if not isinstance(item, Mapping):
         raise ValueError(f"a message is an object, got {type(item).__name__}")
+    if item.get("role") not in list(Role):
+        raise ValueError(f"the role of a message is one of {', '.join(Role)}, got {item.get('role')!r}")
     role = Role(item["role"])
-    content = item.get("content") or ""
-    if not isinstance(content, str):
-        raise ValueError("message content must be text")
-    calls = tuple(_call(call, index) for index, call in enumerate(item.get("tool_calls") or ()))
+    text = _text(item.get("content"))
+    calls = tuple(_call(call, index) for index, call in enumerate(_listed(item, "tool_calls")))
+    if calls and role is not Role.ASSISTANT:
+        raise ValueError(f"a {role} message cannot call tools")
     return Message(
         role=role,
-        parts=(TextPart(text=content),) if content else (),
+        parts=(TextPart(text=text),) if text else (),
         tool_calls=calls,
         tool_call_id=str(item.get("tool_call_id", "")) if role is Role.TOOL else "",
         name=str(item.get("name", "")) if role is Role.TOOL else "",
     )
 
 
+def _text(content: Any) -> str:
+    """Text as it is, or the text parts of the list form joined."""
+    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text", "")) for part in content)
+    if content is None:
+        return ""
+    if not isinstance(content, str):
+        raise ValueError("message content must be text or a list of text parts")
+    return content
+
+
+def _listed(item: Mapping[str, Any], key: str) -> list[Any]:
+    value = item.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ValueError(f"{key!r} must be a list, got {type(value).__name__}")
+    return value
+
+
+def _function(item: Any, what: str) -> Mapping[str, Any]:
+    """The inner object of `{"type": "function", "function": {...}}`, which some write without the wrapping."""
+    function = item.get("function", item) if isinstance(item, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise ValueError(f'{what} must be an object {{"function": {{"name": ...}}}}')
+    return function
+
+
 def _call(item: Any, index: int) -> ToolCall:
-    function = item.get("function", item)
-    arguments = function.get("arguments", {})
+    function = _function(item, "a tool call")
+    arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
-        arguments = json.loads(arguments)
+        arguments = strict_json(arguments)
     if not isinstance(arguments, Mapping):
-        raise ValueError(f"arguments of tool call {function.get('name')!r} must be an object")
-    return ToolCall(id=str(item.get("id") or f"call_{index}"), name=str(function["name"]), arguments=dict(arguments))
+        raise ValueError(f"arguments of tool call {function['name']!r} must be an object")
+    return ToolCall(id=str(item.get("id") or f"call_{index}"), name=function["name"], arguments=dict(arguments))
 
 
 def _tool(item: Any) -> ToolSpec:
-    function = item.get("function", item)
-    return ToolSpec(
-        name=str(function["name"]),
-        description=str(function.get("description", "")),
-        parameters=function.get("parameters") or {"type": "object", "properties": {}},
-    )
+    function = _function(item, "a tool")
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    if not isinstance(parameters, Mapping):
+        raise ValueError(f"parameters of tool {function['name']!r} must be an object")
+    return ToolSpec(name=function["name"], description=str(function.get("description", "")), parameters=parameters)

@@ -14,17 +14,26 @@ from burnish.core.hashing import derive_seed
 from burnish.evaluation.heldout import Mode
 from burnish.loop import held_out, reinforce, warm_start
 from burnish.loop.config import Recipe
-from burnish.loop.manifest import check_unchanged, make_manifest, stored_recipe
+from burnish.loop.manifest import check_unchanged, make_manifest, source_notice, stored_recipe
 from burnish.loop.policy import Policy, create_policy, reopen_policy
+from burnish.loop.preflight import bad_rows, check_recipe
 from burnish.loop.progress import Progress, Watcher, silent
 from burnish.loop.session import Session
 from burnish.loop.setup import make_executor, make_own_shard, open_world
 from burnish.loop.state import LoopState
 from burnish.loop.worlds import World
+from burnish.store.reader import RunReader
 from burnish.store.rows import RunState
 from burnish.store.writer import RunWriter
 from burnish.tasks.cursor import TaskCursor
-from burnish.training.checkpoint import Checkpoint, keep_newest, load_checkpoint, load_latest, save_checkpoint
+from burnish.training.checkpoint import (
+    Checkpoint,
+    CheckpointRef,
+    keep_newest,
+    load_checkpoint,
+    load_latest,
+    save_checkpoint,
+)
 from burnish.training.model_state import load_model_state, model_state
 from burnish.training.optimizer import Optimizer
 from burnish.training.random_state import capture_random_state, restore_random_state
@@ -48,30 +57,51 @@ def start_run(recipe: Recipe, folder: Path, *, watch: Watcher = silent, stop: St
     """
     torch.set_num_threads(recipe.run.threads)
     world = open_world(recipe)
-    world.tasks("train", 1)
+    check_recipe(recipe, world)
     manifest = make_manifest(recipe, world)
     with RunWriter.create(folder, manifest) as writer, recorded(writer):
+        for event in bad_rows(world.problems):
+            writer.event(event.kind, event.detail, event.data)
+            watch(Progress(phase="prepare", message=event.detail))
         policy = create_policy(recipe, world, writer.layout.model, watch)
         conduct(recipe, writer, world, policy, LoopState(), None, (watch, stop))
 
 
 def resume_run(folder: Path, *, watch: Watcher = silent, stop: Stop = never) -> None:
-    """Go on with a stored run from its newest usable checkpoint, exactly as if it had never stopped."""
+    """Go on with a stored run from its newest usable checkpoint, exactly as if it had never stopped.
+
+    A finished run is left as it is.  Raises StoreError, with nothing changed, where the tasks or graders are not those
+    that the run was started with; other changes of the environment's source are said and recorded.
+    """
     with RunWriter.open(folder) as writer:
+        if RunReader(folder).status().state is RunState.FINISHED:
+            watch(Progress(phase="prepare", message="the run is finished; there is nothing left to do"))
+            return
         recipe = stored_recipe(folder)
         torch.set_num_threads(recipe.run.threads)
         world = open_world(recipe)
+        check_unchanged(folder, world)
         with recorded(writer):
             writer.set_status(RunState.RUNNING)
-            check_unchanged(folder, world)
+            notice = source_notice(folder, recipe)
+            if notice:
+                writer.event("source_changed", notice)
+                watch(Progress(phase="prepare", message=notice))
             loaded = _newest(writer)
             state = LoopState()
             if loaded is None:
+                if RunReader(folder).manifest()["parent"]:
+                    raise CheckpointError(
+                        f"{folder} is a fork that has no usable checkpoint yet; fork its parent again"
+                    )
                 writer.supersede_after({})
                 policy = create_policy(recipe, world, writer.layout.model, watch)
             else:
                 state = LoopState.from_json(dict(loaded.state))
                 writer.supersede_after({"sft": state.sft_step, "rl": state.rl_step, "eval": state.evaluations})
+                if loaded.ref.sha256 not in {row.sha256 for row in RunReader(folder).checkpoints()}:
+                    # Killed between the checkpoint and its row.
+                    _record(writer, state, loaded.ref)
                 policy = reopen_policy(recipe, writer.layout.model, base_weights=True)
             writer.event("resumed", f"from {loaded.ref.name if loaded else 'the start'}")
             conduct(recipe, writer, world, policy, state, loaded, (watch, stop))
@@ -178,6 +208,7 @@ def _sft_phase(session: Session, loaded: Checkpoint | None) -> None:
     session.optimizer = Optimizer(session.policy.model, warm_start.optimizer_spec(session))
     if loaded is None or state.sample_cursor is None:
         warm_start.make_demonstrations(session)
+    since_s = time.perf_counter()
     samples = warm_start.load_demonstrations(session)
     cursor = TaskCursor(samples, derive_seed(recipe.run.seed, "sft order"))
     if state.sample_cursor is not None:
@@ -187,7 +218,8 @@ def _sft_phase(session: Session, loaded: Checkpoint | None) -> None:
     due = range(recipe.checkpoint.every_sft, recipe.warm_start.steps, recipe.checkpoint.every_sft)
     finished = state.sft_step >= recipe.warm_start.steps
     while not finished:
-        finished = warm_start.run_phase(session, cursor, due)
+        finished = warm_start.run_phase(session, cursor, due, since_s)
+        since_s = time.perf_counter()
         state.sample_cursor = cursor.state()
         save(session)
         session.check_stop()
@@ -246,19 +278,22 @@ def _freeze_reference(session: Session) -> None:
 def save(session: Session) -> None:
     """Write a checkpoint of everything, note it in the store, and delete old ones beyond what the recipe keeps."""
     state, writer, recipe = session.state, session.writer, session.recipe
-    phase, step = ("sft", state.sft_step) if state.phase == "sft" else ("rl", state.rl_step)
-    name = checkpoint_name(state)
     ref = save_checkpoint(
         writer.layout.checkpoints,
-        name,
+        checkpoint_name(state),
         model_state=model_state(session.policy.model),
         optimizer_state=session.optimizer.state() if session.optimizer else {},
         rng=capture_random_state(),
         state=state.to_json(),
     )
-    writer.record_checkpoint(name, phase=phase, step=step, sha256=ref.sha256)
+    _record(writer, state, ref)
     kept = frozenset({REFERENCE, FINAL, f"sft-{recipe.warm_start.steps:06d}"})
     keep_newest(writer.layout.checkpoints, recipe.checkpoint.keep, keep=kept)
+
+
+def _record(writer: RunWriter, state: LoopState, ref: CheckpointRef) -> None:
+    phase, step = ("sft", state.sft_step) if state.phase == "sft" else ("rl", state.rl_step)
+    writer.record_checkpoint(ref.name, phase=phase, step=step, sha256=ref.sha256)
 
 
 def checkpoint_name(state: LoopState) -> str:

@@ -6,15 +6,29 @@ errors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+ENVIRONMENTS: Mapping[str, tuple[str, str]] = {
+    "calculator": ("burnish.environments.calculator", "Calculator"),
+    "shop": ("burnish.environments.shop", "Shop"),
+}
+"""Built-in environments by name: module and class."""
+
+REASONING_GYM = "reasoning-gym"
+
 
 class Section(BaseModel):
-    """Base of all sections: immutable, and an unknown key is an error."""
+    """Base of all sections: immutable; an unknown key, NaN and infinity are errors.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    A number where text belongs is taken as text, since `run.name=2024` cannot say which it is.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True
+    )
 
 
 class RunSection(Section):

@@ -35,7 +35,7 @@ def make_manifest(recipe: Recipe, world: World, parent: Mapping[str, Any] | None
             "name": world.name,
             "source_sha256": _source_hash(recipe.environment.name),
             "graders": {grader.name: grader.version for grader in world.graders},
-            "splits": {split: _split_hash(world, split) for split in world.taskset.splits},
+            "splits": {split: tasks_hash(world, split) for split in world.taskset.splits},
         },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git": _git_state(),
@@ -56,7 +56,7 @@ def check_unchanged(folder: Path, world: World) -> None:
     """Raises StoreError where tasks or graders are not those that the run was started with."""
     stored = RunReader(folder).manifest()["environment"]
     for split, expected in stored["splits"].items():
-        if _split_hash(world, split) != expected:
+        if tasks_hash(world, split) != expected:
             raise StoreError(
                 f"the tasks of split {split!r} have changed since the run was started; restore the environment's "
                 "source (or data file), or fork the run to go on with the new tasks"
@@ -66,7 +66,16 @@ def check_unchanged(folder: Path, world: World) -> None:
         raise StoreError(f"the graders have changed from {stored['graders']} to {graders}; fork the run to go on")
 
 
-def _split_hash(world: World, split: str) -> str:
+def source_notice(folder: Path, recipe: Recipe) -> str:
+    """What to say where the environment's file is not as it was when the run was started; "" where it is."""
+    stored, name = RunReader(folder).manifest()["environment"], recipe.environment.name
+    if _source_hash(name) == stored["source_sha256"]:
+        return ""
+    return f"{name} has changed since the run was started, with the same tasks; what follows is made by the new file"
+
+
+def tasks_hash(world: World, split: str) -> str:
+    """Hash of the tasks of a split in order."""
     return content_hash([task.content_hash for task in world.taskset.tasks(split)])
 
 

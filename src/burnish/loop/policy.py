@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from burnish.core.errors import ConfigError
 from burnish.core.hashing import derive_seed
@@ -16,6 +17,7 @@ from burnish.core.message import Message
 from burnish.core.outcome import Ending
 from burnish.core.task import Limits
 from burnish.loop.config import Recipe
+from burnish.loop.note import read_note, write_note
 from burnish.loop.progress import Progress, Watcher
 from burnish.loop.worlds import World, mistaken_expert
 from burnish.policies.build import TinySpec, build_tiny
@@ -28,8 +30,11 @@ from burnish.policies.tokenizer import train_tokenizer
 from burnish.rollout.episode import EpisodePlan
 from burnish.rollout.runner import run_scripted
 from burnish.training.lora import LoraSpec, add_lora
+from burnish.training.model_state import load_model_state, model_state
 
 TOKENIZER_TRACES = 600
+BASE_WEIGHTS = "base.safetensors"
+"""The frozen weights below the adapters of a model that was built here, not loaded: nobody else has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +68,10 @@ def create_policy(recipe: Recipe, world: World, folder: Path, watch: Watcher) ->
         _announce_plan(recipe, world, model.config, device, watch)
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    policy = _policy(recipe, _with_lora(recipe, model), tokenizer, device, dtype)
+    write_note(folder, {"model": {"show_tools": shows_tools(recipe)}})
+    if settings.lora.rank > 0 and not settings.path:
+        save_file(model_state(model), folder / BASE_WEIGHTS)
+    policy = _policy(_with_lora(recipe, model), tokenizer, device, dtype, shows_tools(recipe))
     if policy.renderer.notice:
         watch(Progress(phase="prepare", message=policy.renderer.notice))
     return policy
@@ -71,7 +79,7 @@ def create_policy(recipe: Recipe, world: World, folder: Path, watch: Watcher) ->
 
 def _announce_plan(recipe: Recipe, world: World, config: Any, device: torch.device, watch: Watcher) -> None:
     """Say what memory the run will take, before weights are loaded."""
-    limits = merged_limits(recipe, world.limits)
+    limits = fit_limits(merged_limits(recipe, world.limits), getattr(config, "max_position_embeddings", None))
     rl, workers = recipe.rl, max(1, recipe.run.workers)
     needs = MemoryNeeds(
         rows=max(1, rl.groups * rl.group_size // workers),
@@ -103,19 +111,25 @@ def reopen_policy(recipe: Recipe, folder: Path, *, base_weights: bool = False) -
     base_weights: with LoRA, also bring back the frozen weights below the adapters, which checkpoints leave out.
     """
     settings = recipe.model
+    show = read_note(folder)["model"]["show_tools"]
     if base_weights and settings.lora.rank > 0 and settings.path:
         loaded = load_policy(settings.path, device=settings.device, dtype=settings.dtype)
-        return _policy(recipe, _with_lora(recipe, loaded.model), loaded.tokenizer, loaded.device, loaded.dtype)
+        return _policy(_with_lora(recipe, loaded.model), loaded.tokenizer, loaded.device, loaded.dtype, show)
     empty = reopen(folder, device=_device_name(recipe), dtype=_dtype_name(recipe))
-    model = empty.model
     if base_weights and settings.lora.rank > 0:
-        model = _tiny_model(recipe, empty.tokenizer, empty.device, empty.dtype)
-    return _policy(recipe, _with_lora(recipe, model), empty.tokenizer, empty.device, empty.dtype)
+        load_model_state(empty.model, load_file(folder / BASE_WEIGHTS))
+    return _policy(_with_lora(recipe, empty.model), empty.tokenizer, empty.device, empty.dtype, show)
 
 
 def _tiny_model(recipe: Recipe, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    spec = TinySpec(**recipe.model.tiny.model_dump(exclude={"vocab_size"}))
-    return build_tiny(tokenizer, spec, derive_seed(recipe.run.seed, "model")).to(device=device, dtype=dtype)
+    return build_tiny(tokenizer, tiny_spec(recipe), derive_seed(recipe.run.seed, "model")).to(
+        device=device, dtype=dtype
+    )
+
+
+def tiny_spec(recipe: Recipe) -> TinySpec:
+    """The shape of the model to build; raises ConfigError for one that cannot be."""
+    return TinySpec(**recipe.model.tiny.model_dump(exclude={"vocab_size"}))
 
 
 def _with_lora(recipe: Recipe, model: Any) -> Any:
@@ -130,10 +144,20 @@ def _with_lora(recipe: Recipe, model: Any) -> Any:
     )
 
 
-def _policy(recipe: Recipe, model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Policy:
-    show = recipe.model.show_tools
-    if show == "auto":
-        show = "full" if recipe.model.path else "none"
+def shows_tools(recipe: Recipe) -> Literal["full", "none"]:
+    """Whether prompts list the tools' schemas: as the recipe says, else as the model's own note does."""
+    given = recipe.model.show_tools
+    if given != "auto":
+        return given
+    if not recipe.model.path:
+        return "none"
+    noted = read_note(Path(recipe.model.path)).get("model", {}).get("show_tools")
+    return "none" if noted == "none" else "full"
+
+
+def _policy(
+    model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype, show: Literal["full", "none"]
+) -> Policy:
     renderer = ChatRenderer(tokenizer, show_tools=show)
     pad_id = tokenizer.pad_token_id
     if pad_id is None:
@@ -164,6 +188,13 @@ def domain_texts(world: World, seed: int) -> list[str]:
             f"{broken[0].outcome.cause}: {broken[0].outcome.detail}"
         )
     return [conversation_text(trajectory.messages) for trajectory in trajectories]
+
+
+def fit_limits(limits: Limits, positions: int | None) -> Limits:
+    """The limits with a context that the model has positions for (None: as many as you like)."""
+    if positions is None or limits.max_context_tokens <= positions:
+        return limits
+    return replace(limits, max_context_tokens=positions)
 
 
 def merged_limits(recipe: Recipe, limits: Limits) -> Limits:

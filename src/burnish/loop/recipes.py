@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, time
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from burnish.core.errors import ConfigError
-from burnish.loop.config import Recipe
+from burnish.loop.config import ENVIRONMENTS, REASONING_GYM, Recipe
+
+OWN_MODEL_RECIPE, TINY_MODEL_RECIPE = "pretrained", "own"
+_FREE_SECTIONS = ("environment.options", "warm_start.mistakes")
 
 
 def builtin_recipes() -> list[str]:
@@ -24,29 +28,50 @@ def builtin_recipes() -> list[str]:
 def load_recipe(ref: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe named `ref` (built-in name, TOML file, environment file or environment name) with overrides applied.
 
-    Raises ConfigError for an unknown recipe, key or value.
+    An environment starts from the built-in recipe "own", or from "pretrained" where `model.path` is given.  Raises
+    ConfigError for an unknown recipe, key or value.
     """
-    return validate(apply_overrides(_read(ref), overrides), source=ref)
+    # Applied to nothing first: a mistyped key is reported before any file is looked at.
+    has_model = bool(apply_overrides({}, overrides).get("model", {}).get("path"))
+    return validate(apply_overrides(_read(ref, has_model), overrides), source=ref)
 
 
-def _read(ref: str) -> dict[str, Any]:
+def _read(ref: str, has_model: bool) -> dict[str, Any]:
     path = Path(ref)
+    names = builtin_recipes()
     if path.suffix == ".toml":
         if not path.is_file():
-            raise ConfigError(f"recipe file {ref} does not exist")
-        return _parse(path.read_text(encoding="utf-8"), ref)
-    names = builtin_recipes()
+            hint = f"; the built-in recipe is named {path.stem!r}" if path.stem in names else suggested_file(path)
+            raise ConfigError(f"recipe file {ref} does not exist{hint}")
+        return _relative_to(path.parent, _parse(_read_text(path), ref))
     if ref in names:
-        text = (resources.files("burnish.recipes") / f"{ref}.toml").read_text(encoding="utf-8")
-        return _parse(text, f"{ref}.toml")
-    stem = ref.split(":", 1)[0]
-    if stem.endswith((".py", ".jsonl")) or stem == "reasoning-gym":
-        base = _parse((resources.files("burnish.recipes") / "own.toml").read_text(encoding="utf-8"), "own.toml")
+        return _built_in(ref)
+    if is_environment(ref):
+        base = _built_in(OWN_MODEL_RECIPE if has_model else TINY_MODEL_RECIPE)
         return base | {"environment": {**base.get("environment", {}), "name": ref}}
+    known = [*names, *ENVIRONMENTS, REASONING_GYM]
     raise ConfigError(
-        f"unknown recipe {ref!r}{suggestion(ref, names)}; built in: {', '.join(names)}; "
-        "or give a .toml recipe, an environment file (.py) or a taskset (.jsonl)"
+        f"unknown recipe or environment {ref!r}{suggestion(ref.partition(':')[0], known) or suggested_file(path)}; "
+        f"recipes: {', '.join(names)}; environments: {', '.join(ENVIRONMENTS)}, {REASONING_GYM}:DATASET; "
+        "or give a recipe (.toml), an environment file (.py) or a taskset (.jsonl)"
     )
+
+
+def is_environment(ref: str) -> bool:
+    """Whether `ref` has the form of an environment: a built-in name, reasoning-gym:DATASET, a .py or a .jsonl file."""
+    stem = ref.partition(":")[0]
+    return stem.endswith((".py", ".jsonl")) or stem in ENVIRONMENTS or stem == REASONING_GYM
+
+
+def _built_in(name: str) -> dict[str, Any]:
+    return _parse((resources.files("burnish.recipes") / f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe file {path} cannot be read: {error}") from error
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:
@@ -54,6 +79,20 @@ def _parse(text: str, source: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is not valid TOML: {error}") from error
+
+
+def _relative_to(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """Files that a recipe names and that lie beside it are found from any working directory."""
+    for section, key in (("environment", "name"), ("warm_start", "data")):
+        table = data.get(section)
+        name = table.get(key) if isinstance(table, dict) else None
+        if not isinstance(table, dict) or not isinstance(name, str):
+            continue
+        file, separator, detail = name.partition(":")
+        beside = folder / file
+        if file.endswith((".py", ".jsonl")) and not Path(file).exists() and beside.is_file():
+            data = data | {section: table | {key: f"{beside}{separator}{detail}"}}
+    return data
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -84,9 +123,10 @@ def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return text if isinstance(value, date | time) else value
 
 
 def all_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
@@ -102,26 +142,44 @@ def all_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
 
 def _check_key(key: str) -> None:
     known = all_keys()
-    if key in known or any(key.startswith(f"{free}.") for free in ("environment.options", "warm_start.mistakes")):
+    if key in known or any(key.startswith(f"{free}.") and key[len(free) + 1 :] for free in _FREE_SECTIONS):
         return
-    if any(name.startswith(f"{key}.") for name in known):
-        raise ConfigError(f"{key} is a section; set one of its keys, such as {key}.{_first_leaf(key, known)}=...")
-    leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    raise ConfigError(f"unknown key {key!r}{suggestion(key, known, extra=leaf)}")
+    within = [name for name in known if name.startswith(f"{key}.")]
+    if within:
+        raise ConfigError(f"{key} is a section; set one of its keys, such as {within[0]}=...")
+    raise ConfigError(f"unknown key {key!r}{_meant(key, known)}")
 
 
-def _first_leaf(key: str, known: Sequence[str]) -> str:
-    return next(name for name in known if name.startswith(f"{key}.")).removeprefix(f"{key}.")
+def _meant(key: str, known: Sequence[str]) -> str:
+    """What an unknown dotted key may have meant: the same last word elsewhere, else the nearest key or section."""
+    leaf = key.rpartition(".")[2]
+    same = [name for name in known if name.rpartition(".")[2] == leaf]
+    if same and "." in key:
+        same = difflib.get_close_matches(key, same, n=1, cutoff=0.0)
+    if same:
+        return f"; did you mean {' or '.join(repr(name) for name in same)}?"
+    sections = sorted({name.rpartition(".")[0] for name in known})
+    return suggestion(key, sections if "." not in key else known) or "; `burnish keys` lists all"
 
 
-def suggestion(word: str, known: Iterable[str], extra: Sequence[str] = ()) -> str:
+def suggestion(word: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` for the closest known word, or nothing.
 
     >>> suggestion("shpo", ["shop", "calculator"])
     "; did you mean 'shop'?"
     """
-    close = list(extra) or difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def suggested_file(path: Path) -> str:
+    """`; did you mean ...?` for the file in the same folder whose name is closest to that of a missing one."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".toml", ".py", ".jsonl")]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f"; did you mean {str(path.with_name(close[0]))!r}?" if close else ""
 
 
 def validate(data: Mapping[str, Any], source: str) -> Recipe:
@@ -134,7 +192,11 @@ def validate(data: Mapping[str, Any], source: str) -> Recipe:
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
-                problems.append(f"unknown key {key!r}{suggestion(key, known)}")
+                problems.append(f"unknown key {key!r}{_meant(key, known)}")
             else:
-                problems.append(f"{key} = {item['input']!r}: {item['msg'].lower()}")
+                problems.append(f"{key} = {item['input']!r}: {_lowered(item['msg'])}")
         raise ConfigError(f"{source}: " + "; ".join(problems)) from error
+
+
+def _lowered(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -9,7 +9,7 @@ from random import Random
 
 from burnish.algorithms.advantages import group_advantages
 from burnish.algorithms.loss import LossSums
-from burnish.core.errors import RunStopped
+from burnish.core.errors import InvariantViolation, RunStopped
 from burnish.core.grade import Grade
 from burnish.core.hashing import derive_seed
 from burnish.core.task import Task
@@ -84,7 +84,7 @@ def rl_step(session: Session, cursor: TaskCursor, tasks: Sequence[Task]) -> dict
     learning = time.perf_counter()
     try:
         scalars |= learn(session, step, batch)
-    except NonFiniteLoss as error:
+    except (RunStopped, InvariantViolation) as error:
         _commit_failed(session, step, version, batch, scalars, error)
         raise
     ended = time.perf_counter()
@@ -241,12 +241,19 @@ def stored_rows(batch: Batch, step: int, version: int) -> list[StoredTrajectory]
 
 
 def _commit_failed(
-    session: Session, step: int, version: int, batch: Batch, scalars: dict[str, float], error: NonFiniteLoss
+    session: Session,
+    step: int,
+    version: int,
+    batch: Batch,
+    scalars: dict[str, float],
+    error: RunStopped | InvariantViolation,
 ) -> None:
     """Keep what was rolled out although the step could not be taken; a resume replaces it."""
     dropped = {key: Fate.DROPPED if fate is Fate.TRAINED else fate for key, fate in batch.fates.items()}
     rows = stored_rows(Batch(groups=batch.groups, advantages=batch.advantages, fates=dropped), step, version)
-    event = Event(kind="nonfinite_loss", detail=str(error), data={"trajectory_ids": list(error.trajectory_ids)})
+    named = list(error.trajectory_ids) if isinstance(error, NonFiniteLoss) else []
+    kind = error.cause if isinstance(error, RunStopped) else f"invariant:{error.name}"
+    event = Event(kind=kind, detail=str(error), data={"trajectory_ids": named})
     ledger = count(dropped)
     scalars |= {f"episodes/{key}": float(n) for key, n in asdict(ledger).items()}
     session.writer.commit_step(

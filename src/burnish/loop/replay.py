@@ -63,7 +63,7 @@ def replay_step(folder: Path, step: int, say: Callable[[str], None]) -> Replay:
     policy = reopen_policy(recipe, layout.model, base_weights=True)
     executor = LocalExecutor([make_own_shard(recipe, policy, world) for _ in range(recipe.run.workers)])
     _load_reference(recipe, policy, executor, layout)
-    loaded = load_checkpoint(layout.checkpoints, ref.name)
+    loaded = load_checkpoint(layout.checkpoints, ref.name, repair=False)
     load_model_state(policy.model, loaded.model_state)
     optimizer = Optimizer(policy.model, reinforce.optimizer_spec(recipe.rl))
     if start > 0:
@@ -97,7 +97,7 @@ def _nearest(layout: RunLayout, step: int) -> CheckpointRef:
 
 def _load_reference(recipe: Recipe, policy: Policy, executor: Executor, layout: RunLayout) -> None:
     if recipe.rl.kl_weight > 0:
-        start = load_checkpoint(layout.checkpoints, "rl-000000")
+        start = load_checkpoint(layout.checkpoints, "rl-000000", repair=False)
         load_model_state(policy.model, start.model_state)
         executor.freeze_reference()
 

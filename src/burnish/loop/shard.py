@@ -26,7 +26,7 @@ from burnish.core.task import Limits
 from burnish.core.trajectory import Trajectory
 from burnish.graders.boundary import grade_trajectories
 from burnish.loop.invariants import audit_tokens, check_round_trip
-from burnish.loop.policy import Policy
+from burnish.loop.policy import Policy, fit_limits
 from burnish.loop.worlds import World, mistaken_expert
 from burnish.policies.sampler import EmbeddedSampler, weight_checksum
 from burnish.rollout.episode import EpisodePlan
@@ -101,11 +101,11 @@ class Shard:
     ) -> None:
         self.policy = policy
         self._world = world
-        self._limits = limits
         self._losses = losses
         self._grader_timeout_s = grader_timeout_s
         self._max_micro_batch_tokens = max_micro_batch_tokens
         self._sampler = EmbeddedSampler(policy.model, pad_id=policy.pad_id, device=policy.device)
+        self._limits = fit_limits(limits, self._sampler.max_positions)
         self._held: dict[str, Trajectory] = {}
         self._batch: list[TrainingSample] = []
         self._demonstrations: list[TrainingSample] = []

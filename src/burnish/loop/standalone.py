@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from burnish.evaluation.heldout import EvalResult, EvalSpec, evaluate, to_row
 from burnish.evaluation.local import grade_with, rollout_with
 from burnish.loop.config import Recipe
 from burnish.loop.manifest import stored_recipe
-from burnish.loop.policy import Policy, merged_limits, reopen_policy
-from burnish.loop.recipes import suggestion
+from burnish.loop.note import read_note, write_note
+from burnish.loop.policy import Policy, fit_limits, merged_limits, reopen_policy, shows_tools
+from burnish.loop.recipes import apply_overrides, suggestion, validate
 from burnish.loop.setup import open_world
 from burnish.loop.worlds import World
 from burnish.policies.chat import ChatRenderer
@@ -30,6 +31,7 @@ from burnish.training.checkpoint import load_checkpoint, load_latest
 from burnish.training.export import export_folder
 from burnish.training.model_state import load_model_state
 
+EVALUATED = ("environment.", "limits.", "model.", "rl.temperature")
 SPLITS = ("train", "heldout", "unseen")
 
 
@@ -46,28 +48,56 @@ class Subject:
 def stored_policy(folder: Path, checkpoint: str = "") -> tuple[Recipe, Policy, str]:
     """Recipe, policy with weights, and checkpoint name of a run; the newest checkpoint where none is named."""
     recipe, layout = stored_recipe(folder), RunLayout(folder)
-    loaded = load_checkpoint(layout.checkpoints, checkpoint) if checkpoint else load_latest(layout.checkpoints)
+    loaded = (
+        load_checkpoint(layout.checkpoints, checkpoint, repair=False)
+        if checkpoint
+        else load_latest(layout.checkpoints, repair=False)
+    )
     policy = reopen_policy(recipe, layout.model, base_weights=True)
     load_model_state(policy.model, loaded.model_state)
     return recipe, policy, loaded.ref.name
 
 
-def run_subject(folder: Path) -> Subject:
-    """The newest policy of a run."""
+def run_subject(folder: Path, overrides: Sequence[str] = ()) -> Subject:
+    """The newest policy of a run; overrides: `section.key=value` words on top of its recipe."""
     recipe, policy, checkpoint = stored_policy(folder)
+    for word in overrides:
+        if word.startswith("model."):
+            raise ConfigError(f"{word}: the model of a run is what it is; export it to change how it is used")
+    recipe = _for_evaluation(recipe.model_dump(mode="json", exclude_none=True), overrides, folder.name)
     torch.set_num_threads(recipe.run.threads)
     sampler = EmbeddedSampler(policy.model, pad_id=policy.pad_id, device=policy.device)
     return Subject(name=f"{folder.name}@{checkpoint}", sampler=sampler, renderer=policy.renderer, recipe=recipe)
 
 
-def model_subject(path: str, recipe: Recipe) -> Subject:
-    """A model folder or id."""
+def model_subject(path: str, overrides: Sequence[str] = ()) -> Subject:
+    """A model folder or id; a folder that Burnish exported brings the environment and limits that it was trained with.
+
+    overrides: `section.key=value` words, applied on top.
+    """
+    note = read_note(Path(path))
+    recipe = _for_evaluation(note | {"model": {**note.get("model", {}), "path": path}}, overrides, path)
     loaded = load_policy(path, device=recipe.model.device, dtype=recipe.model.dtype)
-    show = recipe.model.show_tools
-    renderer = ChatRenderer(loaded.tokenizer, show_tools="full" if show == "auto" else show)
+    renderer = ChatRenderer(loaded.tokenizer, show_tools=shows_tools(recipe))
     pad_id = loaded.tokenizer.pad_token_id
     sampler = EmbeddedSampler(loaded.model, pad_id=0 if pad_id is None else pad_id, device=loaded.device)
     return Subject(name=Path(path).name, sampler=sampler, renderer=renderer, recipe=recipe)
+
+
+def endpoint_recipe(overrides: Sequence[str]) -> Recipe:
+    """The settings of an evaluation of somebody else's endpoint."""
+    return _for_evaluation({}, overrides, "command line")
+
+
+def _for_evaluation(data: Mapping[str, Any], overrides: Sequence[str], source: str) -> Recipe:
+    """A recipe of which an evaluation uses parts; raises ConfigError for an override that it would not use."""
+    changed = apply_overrides(data, overrides)
+    for word in overrides:
+        if not word.startswith(EVALUATED):
+            raise ConfigError(
+                f"{word.partition('=')[0]} has no effect on an evaluation; what has: {', '.join(EVALUATED)}*"
+            )
+    return validate(changed, source=source)
 
 
 def parse_taskset(text: str) -> tuple[str, str]:
@@ -85,12 +115,8 @@ def evaluate_subject(subject: Subject, world: World, spec: EvalSpec, tasks: int)
     splits = list(world.taskset.splits)
     if spec.split not in splits:
         raise ConfigError(f"{world.name} has no split {spec.split!r}{suggestion(spec.split, splits)}; it has {splits}")
-    rollout = rollout_with(
-        subject.sampler,
-        make_environment=world.make,
-        renderer=subject.renderer,
-        limits=merged_limits(subject.recipe, world.limits),
-    )
+    limits = fit_limits(merged_limits(subject.recipe, world.limits), getattr(subject.sampler, "max_positions", None))
+    rollout = rollout_with(subject.sampler, make_environment=world.make, renderer=subject.renderer, limits=limits)
     return asyncio.run(
         evaluate(
             world.tasks(spec.split, tasks),
@@ -132,8 +158,9 @@ def export_run(folder: Path, out: Path, checkpoint: str = "") -> str:
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} exists and is not empty; give a new folder")
     recipe, policy, name = stored_policy(folder, checkpoint)
-    del recipe
     export_folder(policy.model, policy.tokenizer, out, stop_ids=policy.renderer.stop_ids)
+    used = recipe.model_dump(mode="json", exclude_none=True, include={"environment", "limits"})
+    write_note(out, read_note(RunLayout(folder).model) | used)
     return name
 
 

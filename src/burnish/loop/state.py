@@ -35,7 +35,10 @@ class Ledger:
 
 @dataclass(slots=True, kw_only=True)
 class LoopState:
-    """The cursor of a run.  version: optimizer steps taken so far, in all phases."""
+    """The cursor of a run.
+
+    version: optimizer steps taken so far, in all phases.  sft_pending: scalars of the SFT steps since the last commit.
+    """
 
     phase: str = "start"
     sft_step: int = 0
@@ -44,6 +47,7 @@ class LoopState:
     version: int = 0
     task_cursor: dict[str, Any] | None = None
     sample_cursor: dict[str, Any] | None = None
+    sft_pending: list[dict[str, float]] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     recent: list[tuple[int, int]] = field(default_factory=list)
     groups_seen: int = 0

@@ -13,11 +13,13 @@ from burnish.core.hashing import derive_seed
 from burnish.core.outcome import Ending
 from burnish.core.trajectory import Trajectory
 from burnish.loop.chats import read_chats
+from burnish.loop.policy import fit_limits, merged_limits
+from burnish.loop.preflight import PROBLEMS_TOLD, bad_rows
 from burnish.loop.session import Session, plan
 from burnish.loop.shard import DemonstrationOrder
 from burnish.rollout.samples import demonstration_samples
 from burnish.store.reader import RunReader
-from burnish.store.rows import Fate, StepRecord, StoredTrajectory
+from burnish.store.rows import Event, Fate, StepRecord, StoredTrajectory
 from burnish.tasks.cursor import TaskCursor
 from burnish.training.optimizer import OptimizerSpec, Schedule
 
@@ -39,14 +41,8 @@ def optimizer_spec(session: Session) -> OptimizerSpec:
 
 def make_demonstrations(session: Session) -> None:
     """Generate the warm-start set and commit it as step sft/0; a resumed run reads it from there."""
-    settings = session.recipe.warm_start
-    session.tell("prepare", message=f"making {settings.traces} warm-start traces")
-    if settings.data:
-        pairs: list[tuple[Trajectory, tuple[Grade, ...]]] = [
-            (trajectory, ()) for trajectory in read_chats(settings.data, session.policy.renderer)
-        ]
-    else:
-        pairs = _expert_traces(session)
+    settings, started_s = session.recipe.warm_start, time.perf_counter()
+    pairs, events = _user_chats(session) if settings.data else (_expert_traces(session), [])
     failed = [t for t, _ in pairs if t.outcome.ending is not Ending.COMPLETED]
     kept = [pair for pair in pairs if pair[0].outcome.ending is Ending.COMPLETED]
     if settings.keep == "correct":
@@ -60,14 +56,28 @@ def make_demonstrations(session: Session) -> None:
         )
         for trajectory, grades in kept
     ]
-    right = sum(1 for _, grades in kept if grades and all(grade.score == 1.0 for grade in grades))
     scalars = {
         "demonstrations/kept": float(len(kept)),
         "demonstrations/failed": float(len(failed)),
-        "demonstrations/correct_share": right / len(kept),
         "demonstrations/tokens_mean": sum(len(n.token_ids) for t, _ in kept for n in t.nodes) / len(kept),
+        "time/phase_s": time.perf_counter() - started_s,
     }
-    session.writer.commit_step(StepRecord(phase="sft", step=0, rows=rows, scalars=scalars))
+    if not settings.data:
+        right = sum(1 for _, grades in kept if grades and all(grade.score == 1.0 for grade in grades))
+        scalars["demonstrations/correct_share"] = right / len(kept)
+    session.writer.commit_step(StepRecord(phase="sft", step=0, rows=rows, scalars=scalars, events=events))
+
+
+def _user_chats(session: Session) -> tuple[list[tuple[Trajectory, tuple[Grade, ...]]], list[Event]]:
+    """The chats of the user's file, ungraded, and an event for the lines that were left out."""
+    path = session.recipe.warm_start.data
+    session.tell("prepare", message=f"reading warm-start chats from {path}")
+    positions = getattr(session.policy.model.config, "max_position_embeddings", None)
+    max_tokens = fit_limits(merged_limits(session.recipe, session.world.limits), positions).max_context_tokens
+    chats = read_chats(path, session.policy.renderer, max_tokens=max_tokens)
+    for problem in chats.problems[:PROBLEMS_TOLD]:
+        session.tell("prepare", message=f"left out {problem}")
+    return [(chat, ()) for chat in chats.trajectories], bad_rows(chats.problems)
 
 
 def load_demonstrations(session: Session) -> int:
@@ -80,11 +90,7 @@ def load_demonstrations(session: Session) -> int:
 
 def _expert_traces(session: Session) -> list[tuple[Trajectory, tuple[Grade, ...]]]:
     recipe, settings = session.recipe, session.recipe.warm_start
-    if session.world.expert is None:
-        raise ConfigError(
-            f"warm_start.steps is {settings.steps} but environment {session.world.name} has no expert; "
-            "write a solve method, give warm_start.data=CHATS.jsonl, or set warm_start.steps=0"
-        )
+    session.tell("prepare", message=f"making {settings.traces} warm-start traces")
     tasks = session.world.tasks("train")
     mistakes = _mistakes(session, settings.traces)
     order = TaskCursor(len(tasks), derive_seed(recipe.run.seed, "demonstrations")).next(settings.traces)
@@ -105,12 +111,6 @@ def _expert_traces(session: Session) -> list[tuple[Trajectory, tuple[Grade, ...]
 def _mistakes(session: Session, count: int) -> list[str | None]:
     """Which mistake the expert makes in each trace, in the shares that the recipe names."""
     shares = session.recipe.warm_start.mistakes
-    unknown = sorted(set(shares) - set(session.world.mistakes))
-    if unknown:
-        known = ", ".join(session.world.mistakes) or "none"
-        raise ConfigError(f"the expert of {session.world.name} makes no mistake {unknown[0]!r}; it knows: {known}")
-    if sum(shares.values()) > 1.0 + 1e-9 or any(share < 0 for share in shares.values()):
-        raise ConfigError(f"warm_start.mistakes are shares of all traces and add up to at most 1, got {dict(shares)}")
     rng = Random(derive_seed(session.recipe.run.seed, "mistakes"))
     drawn: list[str | None] = []
     for _ in range(count):
@@ -124,20 +124,24 @@ def _mistakes(session: Session, count: int) -> list[str | None]:
     return drawn
 
 
-def run_phase(session: Session, cursor: TaskCursor, checkpoint_due: Sequence[int]) -> bool:
-    """Take SFT steps until the phase ends (True) or a checkpoint is due (False); scalars are committed every ten."""
+def run_phase(session: Session, cursor: TaskCursor, checkpoint_due: Sequence[int], since_s: float) -> bool:
+    """Take SFT steps until the phase ends (True) or a checkpoint is due (False); scalars are committed every ten.
+
+    since_s: the clock when the work that is not yet in a stored time/phase_s began.
+    """
     settings, state = session.recipe.warm_start, session.state
-    pending: list[dict[str, float]] = []
     first_s, first_step = time.perf_counter(), state.sft_step
     while state.sft_step < settings.steps:
         figures = _step(session, cursor)
         state.sft_step += 1
-        pending.append(figures)
+        # Part of the state: a run that was stopped between two commits goes on to store the same means.
+        state.sft_pending.append(figures)
         done = state.sft_step >= settings.steps
         due = state.sft_step in checkpoint_due
-        if done or due or state.sft_step % COMMIT_EVERY == 0 or session.stop_requested():
-            _commit(session, pending)
-            pending = []
+        if done or due or state.sft_step % COMMIT_EVERY == 0:
+            now_s = time.perf_counter()
+            _commit(session, now_s - since_s)
+            since_s = now_s
         per_step = (time.perf_counter() - first_s) / (state.sft_step - first_step)
         session.tell(
             "sft",
@@ -163,11 +167,13 @@ def _step(session: Session, cursor: TaskCursor) -> dict[str, float]:
     return figures | {"time/step_s": time.perf_counter() - started}
 
 
-def _commit(session: Session, pending: Sequence[dict[str, float]]) -> None:
+def _commit(session: Session, phase_s: float) -> None:
     """One stored step for the optimizer steps since the last: means, with the step number of the newest."""
-    keys = pending[-1].keys()
-    means = {key: sum(item[key] for item in pending) / len(pending) for key in keys}
     state = session.state
+    pending = state.sft_pending
+    means = {key: sum(item[key] for item in pending) / len(pending) for key in pending[-1]}
+    means["time/phase_s"] = phase_s
     session.writer.commit_step(
         StepRecord(phase="sft", step=state.sft_step, policy_version=state.version, scalars=means)
     )
+    state.sft_pending = []

@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -47,22 +48,30 @@ class ProcessExecutor(Executor):
         self._weights = SharedWeights.create(model)
         self._gradients = torch.zeros(size, gradient_size(model))
         self._gradients.share_memory_()  # type: ignore[no-untyped-call]
-        context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
-        for index in range(size):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_worker_main,
-                args=(theirs, make_shard, setup, self._weights, self._gradients, index, os.getpid()),
-                name=f"burnish-shard-{index}",
-                daemon=True,
-            )
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
-        self._collect(START_TIMEOUT_S)
+        try:
+            with _interrupts_held():
+                for index in range(size):
+                    self._start(index, make_shard, setup)
+            self._collect(START_TIMEOUT_S)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, index: int, make_shard: Callable[[Any], Shard], setup: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=_worker_main,
+            args=(theirs, make_shard, setup, self._weights, self._gradients, index, os.getpid()),
+            name=f"burnish-shard-{index}",
+            daemon=True,
+        )
+        process.start()
+        theirs.close()
+        self._pipes.append(ours)
+        self._processes.append(process)
 
     def close(self) -> None:
         """End all workers; safe to call twice."""
@@ -122,6 +131,18 @@ class ProcessExecutor(Executor):
         )
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes started in here begin with Ctrl-C held back: it must not end them while they still import."""
+    # Started by the first process otherwise, and it would let go of the signal.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _die_with_parent(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -141,6 +162,7 @@ def _worker_main(
     _die_with_parent(parent)
     # Ctrl-C reaches the whole foreground group; the conductor decides when workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         shard = make_shard(setup)
         weights.attach(shard.policy.model)

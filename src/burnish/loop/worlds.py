@@ -6,8 +6,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -21,15 +22,13 @@ from burnish.environments.base import Environment, expert_policy, has_expert
 from burnish.environments.question import Question
 from burnish.graders.aggregate import WeightedSum
 from burnish.graders.registry import make_grader
-from burnish.loop.recipes import suggestion
+from burnish.loop.config import ENVIRONMENTS, REASONING_GYM
+from burnish.loop.recipes import suggested_file, suggestion
 from burnish.tasks.jsonl import JsonlTaskset
 from burnish.tasks.reasoning import ReasoningGymTaskset
 from burnish.tasks.taskset import GeneratedTaskset
 
-BUILT_IN = {
-    "calculator": ("burnish.environments.calculator", "Calculator"),
-    "shop": ("burnish.environments.shop", "Shop"),
-}
+GYM_SIZE = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +36,7 @@ class World:
     """An environment, resolved.
 
     make: builds a fresh single-use environment (for a task, which it may ignore).  expert: None where it has none.
+    problems: "file:line: reason" of each row of a user's file that was left out.
     """
 
     name: str
@@ -47,6 +47,7 @@ class World:
     limits: Limits
     expert: ScriptedPolicy | None
     mistakes: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
     def tasks(self, split: str, limit: int | None = None) -> Sequence[Task]:
         """The first `limit` tasks of a split; raises TaskError where it is empty or unknown."""
@@ -62,9 +63,9 @@ def load_world(name: str, options: Mapping[str, Any], *, seed: int) -> World:
     Raises ConfigError for an unknown name (with a suggestion), a file without an environment, or wrong options.
     """
     stem, _, detail = name.partition(":")
-    if stem == "reasoning-gym":
+    if stem == REASONING_GYM:
         if not detail:
-            raise ConfigError("name a dataset: reasoning-gym:DATASET, for example reasoning-gym:chain_sum")
+            raise ConfigError(f"name a dataset: {REASONING_GYM}:DATASET, for example {REASONING_GYM}:chain_sum")
         return _reasoning_gym(name, detail, options, seed)
     if stem.endswith(".jsonl"):
         return _jsonl(name, options, seed)
@@ -85,19 +86,21 @@ def _environment_class(name: str) -> type[Environment]:
     stem, _, wanted = name.partition(":")
     if stem.endswith(".py"):
         return _class_in(_import_file(Path(stem)), stem, wanted)
-    if stem in BUILT_IN:
-        module, attribute = BUILT_IN[stem]
+    if stem in ENVIRONMENTS:
+        if wanted:
+            raise ConfigError(f"environment {stem} takes no {':' + wanted!r}; options are given as OPTION=VALUE")
+        module, attribute = ENVIRONMENTS[stem]
         return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
-    known = [*BUILT_IN, "reasoning-gym"]
+    known = [*ENVIRONMENTS, REASONING_GYM]
     raise ConfigError(
-        f"unknown environment {name!r}{suggestion(stem, known)}; built in: {', '.join(BUILT_IN)}, "
-        "reasoning-gym:DATASET; or give a .py or .jsonl file"
+        f"unknown environment {name!r}{suggestion(stem, known) or suggested_file(Path(stem))}; "
+        f"built in: {', '.join(ENVIRONMENTS)}, {REASONING_GYM}:DATASET; or give a .py or .jsonl file"
     )
 
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ConfigError(f"environment file {path} does not exist")
+        raise ConfigError(f"environment file {path} does not exist{suggested_file(path)}")
     name = f"burnish_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -107,8 +110,18 @@ def _import_file(path: Path) -> ModuleType:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the boundary to the user's own code: whatever it raises is reported with its place
+        raise ConfigError(f"{path} cannot be imported: {_place(error, path)}") from error
     return module
+
+
+def _place(error: BaseException, path: Path) -> str:
+    """The error with the line of `path` that it came from; its own message names a syntax error's line."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    line = f" (line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{line}"
 
 
 def _class_in(module: ModuleType, source: str, wanted: str) -> type[Environment]:
@@ -139,13 +152,11 @@ def _from_class(name: str, cls: type[Environment], options: Mapping[str, Any], s
     def make(task: Task | None = None) -> Environment:
         return cls(**options)
 
+    _check_options(name, options, inspect.signature(cls).parameters.values())
     try:
         sample = make()
-    except TypeError as error:
-        accepted = [p for p in inspect.signature(cls).parameters if p not in ("self", "args", "kwargs")]
-        raise ConfigError(
-            f"environment {name} does not take options {options}: {error}; it takes {accepted}"
-        ) from error
+    except (TypeError, ValueError) as error:
+        raise _option_error(name, options, error) from error
 
     def make_tasks(split: str, rng: Random) -> Iterable[Task]:
         return make().tasks(split, rng)
@@ -177,15 +188,47 @@ def _question_world(name: str, taskset: Taskset, grader: str, limits: Limits) ->
     )
 
 
+def _check_options(name: str, options: Mapping[str, Any], parameters: Iterable[inspect.Parameter]) -> None:
+    """Raises ConfigError, with a suggestion, where `parameters` do not take one of `options`, or ask for another."""
+    listed = [p for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    named = [p for p in listed if p.kind is not p.VAR_KEYWORD]
+    accepted = [p.name for p in named]
+    unknown = [option for option in options if option not in accepted]
+    if unknown and named == listed:
+        hint = suggestion(unknown[0], accepted)
+        raise ConfigError(
+            f"environment {name} has no option {unknown[0]!r}{hint}; it takes: {', '.join(accepted) or 'none'}"
+        )
+    for parameter in named:
+        if parameter.default is parameter.empty and parameter.name not in options:
+            raise ConfigError(f"environment {name} needs a value: environment.options.{parameter.name}=...")
+
+
+def _option_error(name: str, options: Mapping[str, Any], error: Exception) -> ConfigError:
+    return ConfigError(f"environment {name} cannot be made with options {dict(options)}: {error}")
+
+
 def _jsonl(name: str, options: Mapping[str, Any], seed: int) -> World:
+    own = inspect.Parameter("grader", inspect.Parameter.KEYWORD_ONLY, default="exact")
+    theirs = inspect.signature(JsonlTaskset).parameters.values()
+    _check_options(name, options, [own, *(p for p in theirs if p.name not in ("path", "seed"))])
     settings = dict(options)
     grader = str(settings.pop("grader", "exact"))
-    limits = Limits(max_turns=1)
-    taskset = JsonlTaskset(Path(name), seed=seed, **settings)
-    return _question_world(name, taskset, grader, limits)
+    try:
+        taskset = JsonlTaskset(Path(name), seed=seed, **settings)
+    except (TypeError, ValueError) as error:
+        raise _option_error(name, options, error) from error
+    return replace(_question_world(name, taskset, grader, Limits(max_turns=1)), problems=tuple(taskset.problems))
 
 
 def _reasoning_gym(name: str, dataset: str, options: Mapping[str, Any], seed: int) -> World:
-    settings = dict(options)
-    taskset = ReasoningGymTaskset(dataset, size=int(settings.pop("size", 2000)), seed=seed, **settings)
+    settings = {"size": GYM_SIZE} | dict(options)
+    for key in {"size", "heldout_size"} & settings.keys():
+        if type(settings[key]) is not int:
+            raise ConfigError(f"option {key} of {name} is a whole number, got {settings[key]!r}")
+    if reserved := {"dataset", "seed"} & settings.keys():
+        raise ConfigError(
+            f"{name} takes no option {min(reserved)!r}; the dataset stands in its name, environment.seed seeds it"
+        )
+    taskset = ReasoningGymTaskset(dataset, seed=seed, **settings)
     return _question_world(name, taskset, "reasoning_gym", Limits(max_turns=1))

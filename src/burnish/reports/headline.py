@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from burnish.store.rows import EvaluationRow
 
-STAGES = {"before": "before training", "after_sft": "after SFT", "after_rl": "after RL"}
-_LATEST = "latest"
+STAGES = {"before": "before SFT", "after_sft": "after SFT", "after_rl": "after RL"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +46,16 @@ def headline(evaluations: Sequence[EvaluationRow]) -> Headline:
     by_label: dict[str, dict[tuple[str, str], EvaluationRow]] = {}
     for row in evaluations:
         by_label.setdefault(row.label, {})[row.split, row.mode] = row
-    stages = [Stage(title=title, evaluations=by_label[label]) for label, title in STAGES.items() if label in by_label]
+    titles = STAGES if "after_sft" in by_label else STAGES | {"before": "before RL"}
+    stages = [Stage(title=title, evaluations=by_label[label]) for label, title in titles.items() if label in by_label]
     on_the_way = [row for row in evaluations if row.phase == "rl" and row.label not in STAGES]
     if on_the_way and "after_rl" not in by_label:
         newest = on_the_way[-1]
         stages.append(Stage(title=f"RL step {newest.step}", evaluations=by_label[newest.label]))
     keys = {key for stage in stages for key in stage.evaluations}
-    columns = tuple(Column(split=split, mode=mode, title=title_of(split, mode)) for split, mode in sorted(keys, key=_order))
+    columns = tuple(
+        Column(split=split, mode=mode, title=title_of(split, mode)) for split, mode in sorted(keys, key=_order)
+    )
     return Headline(columns=columns, stages=tuple(stages))
 
 

@@ -48,12 +48,13 @@ def columns(scalars: Mapping[str, Points]) -> dict[str, Any]:
 
 
 def phase_seconds(scalars: Mapping[str, Mapping[str, Points]]) -> dict[str, float]:
-    """Wall seconds that each phase spent in its steps, from the scalars of all phases."""
-    return {
+    """Wall seconds of each phase, from the scalars of all phases; of the steps alone where no more was stored."""
+    steps = {
         "sft": math.fsum(_sft_weighted(scalars.get("sft", {}), "time/step_s")),
         "rl": _total(scalars.get("rl", {}), "time/step_s"),
         "eval": _total(scalars.get("eval", {}), "time/rollout_s"),
     }
+    return {phase: _total(scalars.get(phase, {}), "time/phase_s") or seconds for phase, seconds in steps.items()}
 
 
 def phase_tokens(scalars: Mapping[str, Mapping[str, Points]]) -> dict[str, float]:
@@ -65,10 +66,15 @@ def phase_tokens(scalars: Mapping[str, Mapping[str, Points]]) -> dict[str, float
 
 
 def phase_rates(scalars: Mapping[str, Mapping[str, Points]]) -> dict[str, float]:
-    """Tokens per second: trained ones over the time of SFT, sampled ones over the rollout time of RL; phases that have
-    none are left out."""
+    """Tokens per second: trained ones over the time of SFT's steps, sampled ones over the rollout time of RL.
+
+    Phases that have none are left out.
+    """
     tokens = phase_tokens(scalars)
-    times = {"sft": phase_seconds(scalars)["sft"], "rl": _total(scalars.get("rl", {}), "time/rollout_s")}
+    times = {
+        "sft": math.fsum(_sft_weighted(scalars.get("sft", {}), "time/step_s")),
+        "rl": _total(scalars.get("rl", {}), "time/rollout_s"),
+    }
     return {phase: tokens[phase] / times[phase] for phase in tokens if tokens[phase] > 0 and times[phase] > 0}
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 
 class TokenTexts:
-    """Texts of token ids by a run's `model/tokenizer.json`; empty where there is none that can be read.
+    r"""Texts of token ids by a run's `model/tokenizer.json`; empty where there is none that can be read.
 
-    Byte-level vocabularies are spelled back into text, a lone part of a character as "⟨e2⟩"; "▁" becomes a space.  The
+    Byte-level vocabularies are spelled back into text, a lone part of a character as `\xe2`; "▁" becomes a space.  The
     file is read on first use, and again on the next one where it was not there yet (a run that is just starting).
     """
 
@@ -37,12 +37,12 @@ class TokenTexts:
 
 
 def read_vocabulary(tokenizer: Mapping[str, Any]) -> dict[int, str]:
-    """Text by id of a parsed `tokenizer.json` (BPE, WordPiece, WordLevel or Unigram).
+    r"""Text by id of a parsed `tokenizer.json` (BPE, WordPiece, WordLevel or Unigram).
 
     Raises KeyError, TypeError or AttributeError where it is not one.
 
     >>> read_vocabulary({"model": {"vocab": {"Ġmany": 0, "âĤ¬": 1, "â": 2}}, "decoder": {"type": "ByteLevel"}})
-    {0: ' many', 1: '€', 2: '⟨e2⟩'}
+    {0: ' many', 1: '€', 2: '\\xe2'}
     """
     vocabulary = tokenizer["model"]["vocab"]
     if isinstance(vocabulary, Mapping):
@@ -80,7 +80,7 @@ _BYTES = _byte_spelling()
 def _from_bytes(token: str) -> str:
     if any(character not in _BYTES for character in token):
         return token
-    return bytes(_BYTES[character] for character in token).decode("utf-8", "burnish_hex")
+    return bytes(_BYTES[character] for character in token).decode("utf-8", "backslashreplace")
 
 
 def _from_pieces(token: str) -> str:

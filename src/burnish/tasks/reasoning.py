@@ -46,6 +46,8 @@ class ReasoningGymTaskset:
         self._dataset = dataset
         self._options = options
         made = _source(dataset, size + held, derive_seed(seed, self.name) % 2**31, options)
+        if "error" in made:
+            raise ConfigError(made["error"])
         entries: list[dict[str, Any]] = made["entries"]
         if len(entries) < 2:
             raise TaskError(f"{self.name} has {len(entries)} distinct questions with {options}; widen the options")
@@ -109,6 +111,4 @@ def _source(dataset: str, size: int, seed: int, options: Mapping[str, Any]) -> d
     if done.returncode != 0:
         raise TaskError(f"reasoning-gym failed on {dataset} with {dict(options)}: {done.stderr.strip()[-500:]}")
     made: dict[str, Any] = json.loads(done.stdout)
-    if "error" in made:
-        raise ConfigError(made["error"])
     return made

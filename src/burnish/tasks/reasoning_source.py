@@ -27,11 +27,12 @@ def main() -> None:
     """Read `{"dataset", "size", "seed", "options"}` from stdin; write entries and chance, or an error, to stdout."""
     request = json.load(sys.stdin)
     with contextlib.redirect_stdout(io.StringIO()):
-        answer = _made(**request)
+        answer = make_entries(**request)
     json.dump(answer, sys.stdout)
 
 
-def _made(dataset: str, size: int, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+def make_entries(dataset: str, size: int, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Up to `size` entries with distinct questions and the measured chance, or `{"error": ...}`."""
     try:
         gym = importlib.import_module("reasoning_gym")
     except ImportError:
@@ -51,7 +52,7 @@ def _made(dataset: str, size: int, seed: int, options: dict[str, Any]) -> dict[s
             {
                 "question": str(entry["question"]),
                 "answer": None if entry["answer"] is None else str(entry["answer"]),
-                "literal": repr(_literal(entry)),
+                "literal": repr(literal(entry)),
             }
             for entry in entries
         ],
@@ -59,7 +60,7 @@ def _made(dataset: str, size: int, seed: int, options: dict[str, Any]) -> dict[s
     }
 
 
-def _literal(value: Any) -> Any:
+def literal(value: Any) -> Any:
     """The value made of types that `ast.literal_eval` reads back; numpy scalars become Python's, the rest text."""
     if value is None or isinstance(value, (bool, int)):
         return value
@@ -68,12 +69,12 @@ def _literal(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if value - value == 0.0 else str(value)
     if isinstance(value, Mapping):
-        return {_literal(key): _literal(item) for key, item in value.items()}
+        return {literal(key): literal(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_literal(item) for item in value) if type(value) in (list, tuple) else list(value)
+        return type(value)(literal(item) for item in value) if type(value) in (list, tuple) else list(value)
     if isinstance(value, (set, frozenset)):
-        return {_literal(item) for item in sorted(value, key=repr)} or []
-    return _literal(value.item()) if hasattr(value, "item") else str(value)
+        return {literal(item) for item in sorted(value, key=repr)} or []
+    return literal(value.item()) if hasattr(value, "item") else str(value)
 
 
 def _measured_chance(instance: Any, entries: Sequence[Mapping[str, Any]]) -> float:

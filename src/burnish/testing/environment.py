@@ -44,6 +44,7 @@ class EnvironmentConformance:
     n_tasks: int = 30
     seed: int = 0
     timeout_s: float = 30.0
+    _made_tasks: list[Task] | None = None
 
     def all_tasks(self) -> dict[str, Sequence[Task]]:
         """The tasks by split, from two splits on checked for leaks."""
@@ -132,7 +133,10 @@ class EnvironmentConformance:
         return expert_policy if has_expert(self._made()) else random_valid
 
     def _tasks(self) -> list[Task]:
-        return [task for tasks in self.all_tasks().values() for task in tasks[: self.n_tasks]]
+        """The first tasks of each split, made once for a test."""
+        if self._made_tasks is None:
+            self._made_tasks = [task for tasks in self.all_tasks().values() for task in tasks[: self.n_tasks]]
+        return self._made_tasks
 
     def _played(self, policy: ScriptedPolicy) -> list[tuple[Task, Trajectory]]:
         tasks = self._tasks()

@@ -51,10 +51,10 @@ def add_lora(model: nn.Module, spec: LoraSpec, *, seed: int) -> nn.Module:
         lora_alpha=spec.alpha,
         target_modules=targets,
         lora_dropout=spec.dropout,
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
     )
-    linear = sorted(
-        {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    )
+    layers = ((name.rpartition(".")[2], type(module).__name__) for name, module in model.named_modules())
+    linear = sorted({name for name, kind in layers if kind in ("Linear", "Conv1D")})
     advice = (
         f"LoRA targets {targets!r} bind no module of {type(model).__name__}; its linear layers: {', '.join(linear)}"
     )

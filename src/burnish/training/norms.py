@@ -46,8 +46,8 @@ class _RmsNorm(torch.autograd.Function):
 class FusedNorms:
     """The norms of a model that can be replaced, found once; `with fused.active(): ...` replaces them.
 
-    Empty (and `active` does nothing) off the CPU, where fused kernels exist, and in any precision but float32, where the
-    casts between the steps are part of what a model computes.
+    Empty (and `active` does nothing) off the CPU, where fused kernels exist, and in any precision but float32, where
+    the casts between the steps are part of what a model computes.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -11,12 +11,12 @@ from burnish.core.hashing import canonical_json
 from burnish.environments.shop.world import World, build_world
 
 SCHEMA = """
-CREATE TABLE customers (name TEXT PRIMARY KEY, city TEXT NOT NULL, points INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE customers (id INTEGER PRIMARY KEY, name TEXT NOT NULL, city TEXT NOT NULL, points INTEGER NOT NULL);
 CREATE TABLE products (name TEXT PRIMARY KEY, price INTEGER NOT NULL, weight INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE stock (product TEXT PRIMARY KEY REFERENCES products, units INTEGER NOT NULL, shelf TEXT NOT NULL)
   WITHOUT ROWID;
-CREATE TABLE orders (id INTEGER PRIMARY KEY, customer TEXT NOT NULL REFERENCES customers, status TEXT NOT NULL,
-  day INTEGER NOT NULL, reason TEXT NOT NULL DEFAULT '');
+CREATE TABLE orders (id INTEGER PRIMARY KEY, customer INTEGER NOT NULL REFERENCES customers, status TEXT NOT NULL,
+  day INTEGER NOT NULL, fee INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE lines (order_id INTEGER NOT NULL REFERENCES orders, product TEXT NOT NULL REFERENCES products,
   units INTEGER NOT NULL, PRIMARY KEY (order_id, product)) WITHOUT ROWID;
 CREATE TABLE refunds (id INTEGER PRIMARY KEY AUTOINCREMENT, order_id INTEGER NOT NULL REFERENCES orders,
@@ -24,10 +24,10 @@ CREATE TABLE refunds (id INTEGER PRIMARY KEY AUTOINCREMENT, order_id INTEGER NOT
 """
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "customers": ("name", "city", "points"),
+    "customers": ("id", "name", "city", "points"),
     "products": ("name", "price", "weight"),
     "stock": ("product", "units", "shelf"),
-    "orders": ("id", "customer", "status", "day", "reason"),
+    "orders": ("id", "customer", "status", "day", "fee"),
     "lines": ("order_id", "product", "units"),
     "refunds": ("id", "order_id", "amount", "created_at"),
 }
@@ -46,7 +46,8 @@ def fill(connection: sqlite3.Connection, world: World) -> None:
     """Insert every row of `world` into empty tables."""
     products, orders = world.products.items(), world.orders.items()
     many = connection.executemany
-    many("INSERT INTO customers VALUES (?, ?, ?)", ((name, c.city, c.points) for name, c in world.customers.items()))
+    customers = ((key, c.name, c.city, c.points) for key, c in world.customers.items())
+    many("INSERT INTO customers VALUES (?, ?, ?, ?)", customers)
     many("INSERT INTO products VALUES (?, ?, ?)", ((name, p.price, p.weight) for name, p in products))
     many("INSERT INTO stock VALUES (?, ?, ?)", ((name, p.units, p.shelf) for name, p in products))
     many(

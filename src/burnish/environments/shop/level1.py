@@ -8,6 +8,7 @@ from random import Random
 from burnish.environments.shop.database import added, updated
 from burnish.environments.shop.templates import (
     DONE,
+    THREE_DIGITS,
     Changes,
     Job,
     Question,
@@ -16,12 +17,13 @@ from burnish.environments.shop.templates import (
     Template,
     ask,
     calculate,
+    cancelled,
     each_order,
     each_pair,
     each_product,
     look,
 )
-from burnish.environments.shop.world import AMOUNTS, CITIES, REASONS, World, pick
+from burnish.environments.shop.world import AMOUNTS, World, pick
 
 SMALL = range(2, 10)
 BATCH = range(11, 41)
@@ -57,22 +59,25 @@ class Stock(Question):
         return str(found["units"])
 
 
-class Status(Question):
-    """Status and day together: a status alone is guessed right one time in four."""
-
-    name, level, entity = "status", 1, ("order",)
-    wordings = ("What is the status of order {order}, since which day?", "Status and day of order {order}?")
+class Arrival(Question):
+    name, level, entity = "arrival", 1, ("product",)
+    wordings = (
+        "How many units of {product} are there if {units} more arrive?",
+        "What is the stock of {product} after {units} more units?",
+    )
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_order(world)
+        return each_product(world)
 
-    def answer(self, world: World, slots: Slots) -> str:
-        order = world.orders[slots["order"]]
-        return f"{order.status} {order.day}"
+    def details(self, world: World, slots: Slots, rng: Random) -> Slots:
+        return {"units": pick(rng, range(max(11, 100 - world.products[slots["product"]].units), 99))}
+
+    def answer(self, world: World, slots: Slots) -> int:
+        return world.products[slots["product"]].units + int(slots["units"])
 
     def script(self, slots: Slots) -> Steps:
-        found = yield from look("get_order", order=slots["order"])
-        return f"{found['status']} {found['day']}"
+        found = yield from look("get_stock", product=slots["product"])
+        return str((yield from calculate(f"{found['units']}+{slots['units']}")))
 
 
 class Cost(Question):
@@ -80,10 +85,10 @@ class Cost(Question):
     wordings = ("What do {units} units of {product} cost?", "Total price of {units} units of {product}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_product(world)
+        return [slots for slots in each_product(world) if world.products[slots["product"]].price > 11]
 
     def details(self, world: World, slots: Slots, rng: Random) -> Slots:
-        return {"units": pick(rng, SMALL)}
+        return {"units": pick(rng, [n for n in SMALL if n * world.products[slots["product"]].price in THREE_DIGITS])}
 
     def answer(self, world: World, slots: Slots) -> int:
         return int(slots["units"]) * world.products[slots["product"]].price
@@ -111,20 +116,19 @@ class Points(Question):
 
 class Cancel(Job):
     name, level, entity = "cancel", 1, ("order",)
-    wordings = ("Cancel order {order} because it is {reason}.", "Order {order} is {reason}, cancel it.")
+    wordings = ("Cancel order {order} for a fee of {fee}.", "Cancel order {order} and charge {fee}.")
 
     def candidates(self, world: World) -> Iterable[Slots]:
         return [slots for slots in each_order(world) if world.orders[slots["order"]].status != "delivered"]
 
     def details(self, world: World, slots: Slots, rng: Random) -> Slots:
-        return {"reason": pick(rng, REASONS)}
+        return {"fee": pick(rng, BATCH)}
 
     def changes(self, world: World, slots: Slots) -> Changes:
-        before = {"status": world.orders[slots["order"]].status, "reason": ""}
-        return [updated("orders", slots["order"], before, {"status": "cancelled", "reason": slots["reason"]})]
+        return [cancelled(world, slots["order"], slots["fee"])]
 
     def script(self, slots: Slots) -> Steps:
-        yield ask("cancel_order", order=slots["order"], reason=slots["reason"])
+        yield ask("cancel_order", order=slots["order"], fee=slots["fee"])
         return DONE
 
 
@@ -167,24 +171,19 @@ class Reprice(Job):
         return DONE
 
 
-class Move(Job):
-    name, level, entity = "move", 1, ("customer", "city")
-    wordings = ("Move {customer} to {city}.", "{customer} now lives in {city}, change the city.")
+class Credit(Job):
+    name, level, entity = "credit", 1, ("customer", "points")
+    wordings = ("Give {points} points to customer {customer}.", "Add {points} to the points of customer {customer}.")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return [
-            {"customer": name, "city": city}
-            for name, customer in world.customers.items()
-            for city in CITIES
-            if city != customer.city
-        ]
+        return [{"customer": key, "points": points} for key in world.customers for points in BATCH]
 
     def changes(self, world: World, slots: Slots) -> Changes:
-        before = {"city": world.customers[slots["customer"]].city}
-        return [updated("customers", slots["customer"], before, {"city": slots["city"]})]
+        points = world.customers[slots["customer"]].points
+        return [updated("customers", slots["customer"], {"points": points}, {"points": points + slots["points"]})]
 
     def script(self, slots: Slots) -> Steps:
-        yield ask("set_city", customer=slots["customer"], city=slots["city"])
+        yield ask("add_points", customer=slots["customer"], points=slots["points"])
         return DONE
 
 
@@ -211,10 +210,10 @@ class Weight(Question):
     wordings = ("What do {units} units of {product} weigh?", "How heavy are {units} units of {product}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_product(world)
+        return [slots for slots in each_product(world) if world.products[slots["product"]].weight > 11]
 
     def details(self, world: World, slots: Slots, rng: Random) -> Slots:
-        return {"units": pick(rng, SMALL)}
+        return {"units": pick(rng, [n for n in SMALL if n * world.products[slots["product"]].weight in THREE_DIGITS])}
 
     def answer(self, world: World, slots: Slots) -> int:
         return int(slots["units"]) * world.products[slots["product"]].weight
@@ -224,40 +223,52 @@ class Weight(Question):
         return str((yield from calculate(f"{slots['units']}*{found['weight']}")))
 
 
-class Shelf(Question):
-    name, level, entity, unseen = "shelf", 1, ("product",), True
-    wordings = ("Which shelf holds {product}?", "Where is {product} kept?")
+class Day(Question):
+    name, level, entity, unseen = "day", 1, ("order",), True
+    wordings = ("On which day was order {order} placed?", "What is the day of order {order}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_product(world)
+        return each_order(world)
 
-    def answer(self, world: World, slots: Slots) -> str:
-        return world.products[slots["product"]].shelf
+    def answer(self, world: World, slots: Slots) -> int:
+        return world.orders[slots["order"]].day
 
     def script(self, slots: Slots) -> Steps:
-        found = yield from look("get_stock", product=slots["product"])
-        return str(found["shelf"])
+        found = yield from look("get_order", order=slots["order"])
+        return str(found["day"])
 
 
-class MoveBuyer(Job):
-    name, level, entity, unseen = "move_buyer", 1, ("order", "city"), True
-    wordings = ("Move the customer of order {order} to {city}.", "Whoever placed order {order} went to {city}.")
+class City(Question):
+    name, level, entity, unseen = "city", 1, ("order",), True
+    wordings = ("Which city does order {order} go to?", "Where does the customer of order {order} live?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return [
-            {"order": key, "city": city}
-            for key, order in world.orders.items()
-            for city in CITIES
-            if city != world.customers[order.customer].city
-        ]
+        return each_order(world)
 
-    def changes(self, world: World, slots: Slots) -> Changes:
-        name = world.orders[slots["order"]].customer
-        return [updated("customers", name, {"city": world.customers[name].city}, {"city": slots["city"]})]
+    def answer(self, world: World, slots: Slots) -> str:
+        return world.customers[world.orders[slots["order"]].customer].city
 
     def script(self, slots: Slots) -> Steps:
         order = yield from look("get_order", order=slots["order"])
-        yield ask("set_city", customer=order["customer"], city=slots["city"])
+        customer = yield from look("get_customer", customer=order["customer"])
+        return str(customer["city"])
+
+
+class CreditBuyer(Job):
+    name, level, entity, unseen = "credit_buyer", 1, ("order", "points"), True
+    wordings = ("Give {points} points to the customer of order {order}.", "Whoever placed order {order} won {points}.")
+
+    def candidates(self, world: World) -> Iterable[Slots]:
+        return [{"order": order, "points": points} for order in world.orders for points in BATCH]
+
+    def changes(self, world: World, slots: Slots) -> Changes:
+        key = world.orders[slots["order"]].customer
+        points = world.customers[key].points
+        return [updated("customers", key, {"points": points}, {"points": points + slots["points"]})]
+
+    def script(self, slots: Slots) -> Steps:
+        order = yield from look("get_order", order=slots["order"])
+        yield ask("add_points", customer=order["customer"], points=slots["points"])
         return DONE
 
 
@@ -283,14 +294,15 @@ TEMPLATES: tuple[Template, ...] = (
     Cancel(),
     Stock(),
     Restock(),
-    Status(),
+    Arrival(),
     Reprice(),
     Cost(),
-    Move(),
+    Credit(),
     Points(),
     Refund(),
     Weight(),
-    MoveBuyer(),
-    Shelf(),
+    CreditBuyer(),
+    City(),
+    Day(),
     MatchPrice(),
 )

@@ -8,6 +8,7 @@ from random import Random
 from burnish.environments.shop.database import added, in_order, updated
 from burnish.environments.shop.templates import (
     DONE,
+    THREE_DIGITS,
     Changes,
     Job,
     Question,
@@ -16,6 +17,7 @@ from burnish.environments.shop.templates import (
     Template,
     ask,
     calculate,
+    cancelled,
     each_buyer,
     each_order,
     each_pair,
@@ -25,10 +27,12 @@ from burnish.environments.shop.templates import (
     only_line,
     order_sum,
 )
-from burnish.environments.shop.world import REASONS, World, pick
+from burnish.environments.shop.world import World, pick
 
 FULL_STOCK = range(90, 100)
+FOUR_DIGITS = range(1000, 10_000)
 RISE = range(2, 10)
+FEE = range(11, 41)
 
 
 class StockValue(Question):
@@ -36,7 +40,8 @@ class StockValue(Question):
     wordings = ("What is the stock of {product} worth?", "Value of all {product} in stock?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_product(world)
+        worth = {name: product.units * product.price for name, product in world.products.items()}
+        return [{"product": name} for name, value in worth.items() if value in FOUR_DIGITS]
 
     def answer(self, world: World, slots: Slots) -> int:
         product = world.products[slots["product"]]
@@ -53,7 +58,7 @@ class OrderTotal(Question):
     wordings = ("What does order {order} cost?", "Total price of order {order}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_order(world)
+        return each_order(world, 1, 2)
 
     def answer(self, world: World, slots: Slots) -> int:
         return world.total(slots["order"])
@@ -69,7 +74,7 @@ class PriceGap(Question):
 
     def candidates(self, world: World) -> Iterable[Slots]:
         price = {name: product.price for name, product in world.products.items()}
-        return [slots for slots in each_pair(world) if price[slots["product"]] > price[slots["other"]]]
+        return [slots for slots in each_pair(world) if price[slots["product"]] - price[slots["other"]] >= 10]
 
     def answer(self, world: World, slots: Slots) -> int:
         return world.products[slots["product"]].price - world.products[slots["other"]].price
@@ -82,10 +87,13 @@ class PriceGap(Question):
 
 class LatestPrice(Question):
     name, level, entity = "latest_price", 2, ("customer",)
-    wordings = ("Price of the product that {customer} ordered last?", "How much is the last product of {customer}?")
+    wordings = (
+        "Price of the product that customer {customer} ordered last?",
+        "How much is the last product of customer {customer}?",
+    )
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_buyer(world, n_lines=1)
+        return each_buyer(world, 1)
 
     def answer(self, world: World, slots: Slots) -> int:
         return world.products[only_line(world, latest(world, slots))[0]].price
@@ -102,8 +110,8 @@ class NetTotal(Question):
     wordings = ("What does order {order} cost after refunds?", "Order {order} less its refunds?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        refunded = {order for order, _ in world.refunds}
-        return [slots for slots in each_order(world, n_lines=1) if slots["order"] in refunded]
+        net = {order: world.total(order) - refunded for order, refunded in world.refunds}
+        return [slots for slots in each_order(world, 1) if net.get(slots["order"]) in THREE_DIGITS]
 
     def answer(self, world: World, slots: Slots) -> int:
         return world.total(slots["order"]) - world.refunded(slots["order"])
@@ -140,7 +148,7 @@ class TopUp(Job):
     wordings = ("Fill the stock of {product} up to {target}.", "Add {product} until {target} are in stock.")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_product(world)
+        return [{"product": name} for name, product in world.products.items() if product.units < 80]
 
     def details(self, world: World, slots: Slots, rng: Random) -> Slots:
         return {"target": pick(rng, FULL_STOCK)}
@@ -161,7 +169,7 @@ class FullRefund(Job):
     wordings = ("Refund order {order} in full.", "Pay back all of order {order}.")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_order(world, n_lines=1)
+        return each_order(world, 1)
 
     def changes(self, world: World, slots: Slots) -> Changes:
         return [added("refunds", {"order_id": slots["order"], "amount": world.total(slots["order"])})]
@@ -176,24 +184,24 @@ class FullRefund(Job):
 class ReturnLatest(Job):
     name, level, entity = "return_latest", 2, ("customer",)
     wordings = (
-        "Cancel the last order of {customer} because it is {reason} and restock it.",
-        "The last order of {customer} is {reason}, cancel and restock it.",
+        "Cancel the last order of customer {customer} for a fee of {fee} and restock it.",
+        "Cancel and restock the last order of customer {customer}, charge {fee}.",
     )
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        buyers = each_buyer(world, n_lines=1)
+        buyers = each_buyer(world, 1)
         return [slots for slots in buyers if world.orders[latest(world, slots)].status != "delivered"]
 
     def details(self, world: World, slots: Slots, rng: Random) -> Slots:
-        return {"reason": pick(rng, REASONS)}
+        return {"fee": pick(rng, FEE)}
 
     def changes(self, world: World, slots: Slots) -> Changes:
         order = latest(world, slots)
         product, units = only_line(world, order)
-        stock, before = world.products[product].units, {"status": world.orders[order].status, "reason": ""}
+        stock = world.products[product].units
         return in_order(
             [
-                updated("orders", order, before, {"status": "cancelled", "reason": slots["reason"]}),
+                cancelled(world, order, slots["fee"]),
                 updated("stock", product, {"units": stock}, {"units": stock + units}),
             ]
         )
@@ -201,40 +209,47 @@ class ReturnLatest(Job):
     def script(self, slots: Slots) -> Steps:
         order = yield from look("latest_order", customer=slots["customer"])
         (line,) = yield from look("get_lines", order=order)
-        yield ask("cancel_order", order=order, reason=slots["reason"])
+        yield ask("cancel_order", order=order, fee=slots["fee"])
         yield ask("add_stock", product=line["product"], units=line["units"])
         return DONE
 
 
-class Thank(Job):
-    name, level, entity = "thank", 2, ("order", "product")
+class Relocate(Job):
+    name, level, entity = "relocate", 2, ("order", "customer")
     wordings = (
-        "Give the customer of order {order} as many points as {product} costs.",
-        "Add the price of {product} to the points of the customer of order {order}.",
+        "The customer of order {order} moves to the city of customer {customer}.",
+        "Give the customer of order {order} the same city as customer {customer}.",
     )
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return [{"order": order, "product": product} for order in world.orders for product in world.products]
+        return [
+            {"order": order_id, "customer": key}
+            for order_id, order in world.orders.items()
+            for key, customer in world.customers.items()
+            if customer.city != world.customers[order.customer].city
+        ]
 
     def changes(self, world: World, slots: Slots) -> Changes:
-        name = world.orders[slots["order"]].customer
-        points = world.customers[name].points
-        after = points + world.products[slots["product"]].price
-        return [updated("customers", name, {"points": points}, {"points": after})]
+        key = world.orders[slots["order"]].customer
+        before, after = (world.customers[one].city for one in (key, slots["customer"]))
+        return [updated("customers", key, {"city": before}, {"city": after})]
 
     def script(self, slots: Slots) -> Steps:
         order = yield from look("get_order", order=slots["order"])
-        found = yield from look("get_product", product=slots["product"])
-        yield ask("add_points", customer=order["customer"], points=found["price"])
+        found = yield from look("get_customer", customer=slots["customer"])
+        yield ask("set_city", customer=order["customer"], city=found["city"])
         return DONE
 
 
 class LatestStock(Question):
     name, level, entity, unseen = "latest_stock", 2, ("customer",), True
-    wordings = ("How many of what {customer} last bought are left?", "What remains of the last buy of {customer}?")
+    wordings = (
+        "How many of what customer {customer} last bought are left?",
+        "What remains of the last buy of customer {customer}?",
+    )
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_buyer(world, n_lines=1)
+        return each_buyer(world, 1)
 
     def answer(self, world: World, slots: Slots) -> int:
         return world.products[only_line(world, latest(world, slots))[0]].units
@@ -251,7 +266,8 @@ class StockWeight(Question):
     wordings = ("What does all the {product} we hold weigh?", "How heavy is our stock of {product}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_product(world)
+        heft = {name: product.units * product.weight for name, product in world.products.items()}
+        return [{"product": name} for name, value in heft.items() if value in FOUR_DIGITS]
 
     def answer(self, world: World, slots: Slots) -> int:
         product = world.products[slots["product"]]
@@ -295,10 +311,16 @@ class RefundUnits(Job):
     )
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return [{"order": key, "product": name} for key, order in world.orders.items() for name in order.lines]
+        return [
+            {"order": key, "product": name}
+            for key, order in world.orders.items()
+            for name, units in order.lines.items()
+            if units * world.products[name].price in THREE_DIGITS
+        ]
 
     def details(self, world: World, slots: Slots, rng: Random) -> Slots:
-        return {"units": pick(rng, range(2, world.orders[slots["order"]].lines[slots["product"]] + 1))}
+        bought, price = world.orders[slots["order"]].lines[slots["product"]], world.products[slots["product"]].price
+        return {"units": pick(rng, [n for n in range(2, bought + 1) if n * price in THREE_DIGITS])}
 
     def changes(self, world: World, slots: Slots) -> Changes:
         amount = slots["units"] * world.products[slots["product"]].price
@@ -321,7 +343,7 @@ TEMPLATES: tuple[Template, ...] = (
     LatestPrice(),
     ReturnLatest(),
     NetTotal(),
-    Thank(),
+    Relocate(),
     LatestStock(),
     SwapPrices(),
     StockWeight(),

@@ -9,6 +9,7 @@ from random import Random
 from burnish.environments.shop.database import added, in_order, updated
 from burnish.environments.shop.templates import (
     DONE,
+    THREE_DIGITS,
     Changes,
     Job,
     Question,
@@ -17,6 +18,7 @@ from burnish.environments.shop.templates import (
     Template,
     ask,
     calculate,
+    cancelled,
     each_buyer,
     each_order,
     each_pair,
@@ -25,19 +27,24 @@ from burnish.environments.shop.templates import (
     only_line,
     order_sum,
 )
-from burnish.environments.shop.world import REASONS, World, pick
+from burnish.environments.shop.world import World, pick
 
 FULL_STOCK = range(90, 100)
+FOUR_DIGITS = range(1000, 10_000)
 RISE = range(2, 10)
 GIFT = range(11, 41)
+FEE = range(11, 41)
 
 
 class LatestTotal(Question):
     name, level, entity = "latest_total", 3, ("customer",)
-    wordings = ("What does the last order of {customer} cost?", "Total price of the last order of {customer}?")
+    wordings = (
+        "What does the last order of customer {customer} cost?",
+        "Total price of the last order of customer {customer}?",
+    )
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_buyer(world, n_lines=2)
+        return each_buyer(world, 2)
 
     def answer(self, world: World, slots: Slots) -> int:
         return world.total(latest(world, slots))
@@ -53,7 +60,8 @@ class PairValue(Question):
     wordings = ("What is all {product} and {other} in stock worth?", "Value of the stock of {product} and {other}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_pair(world)
+        worth = {name: product.units * product.price for name, product in world.products.items()}
+        return [s for s in each_pair(world) if worth[s["product"]] + worth[s["other"]] in FOUR_DIGITS]
 
     def answer(self, world: World, slots: Slots) -> int:
         pair = (world.products[slots[name]] for name in ("product", "other"))
@@ -73,9 +81,11 @@ class OrderGap(Question):
     wordings = ("How much more is order {order} than order {other}?", "Price gap from order {other} up to {order}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        orders = [slots["order"] for slots in each_order(world, n_lines=1)]
+        orders = [slots["order"] for slots in each_order(world, 1)]
         pairs = permutations(orders, 2)
-        return [{"order": one, "other": two} for one, two in pairs if world.total(one) > world.total(two)]
+        return [
+            {"order": one, "other": two} for one, two in pairs if world.total(one) - world.total(two) in THREE_DIGITS
+        ]
 
     def answer(self, world: World, slots: Slots) -> int:
         return world.total(slots["order"]) - world.total(slots["other"])
@@ -88,10 +98,13 @@ class OrderGap(Question):
 
 class RefundLatest(Job):
     name, level, entity = "refund_latest", 3, ("customer",)
-    wordings = ("Refund the last order of {customer} in full.", "Pay back all of the last order of {customer}.")
+    wordings = (
+        "Refund the last order of customer {customer} in full.",
+        "Pay back all of the last order of customer {customer}.",
+    )
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_buyer(world, n_lines=2)
+        return each_buyer(world, 2)
 
     def changes(self, world: World, slots: Slots) -> Changes:
         order = latest(world, slots)
@@ -108,24 +121,23 @@ class RefundLatest(Job):
 class CloseLatest(Job):
     name, level, entity = "close_latest", 3, ("customer",)
     wordings = (
-        "The last order of {customer} is {reason}, refund it in full and cancel it.",
-        "Refund and cancel the last order of {customer} because it is {reason}.",
+        "Refund the last order of customer {customer} in full and cancel it for a fee of {fee}.",
+        "Pay back and cancel the last order of customer {customer}, charge {fee}.",
     )
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        buyers = each_buyer(world, n_lines=1)
+        buyers = each_buyer(world, 1)
         return [slots for slots in buyers if world.orders[latest(world, slots)].status != "delivered"]
 
     def details(self, world: World, slots: Slots, rng: Random) -> Slots:
-        return {"reason": pick(rng, REASONS)}
+        return {"fee": pick(rng, FEE)}
 
     def changes(self, world: World, slots: Slots) -> Changes:
         order = latest(world, slots)
-        before = {"status": world.orders[order].status, "reason": ""}
         return in_order(
             [
                 added("refunds", {"order_id": order, "amount": world.total(order)}),
-                updated("orders", order, before, {"status": "cancelled", "reason": slots["reason"]}),
+                cancelled(world, order, slots["fee"]),
             ]
         )
 
@@ -134,7 +146,7 @@ class CloseLatest(Job):
         expression = yield from order_sum(order)
         amount = yield from calculate(expression)
         yield ask("create_refund", order=order, amount=amount)
-        yield ask("cancel_order", order=order, reason=slots["reason"])
+        yield ask("cancel_order", order=order, fee=slots["fee"])
         return DONE
 
 
@@ -173,18 +185,18 @@ class Goodwill(Job):
     )
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_order(world, n_lines=1)
+        return each_order(world, 1)
 
     def details(self, world: World, slots: Slots, rng: Random) -> Slots:
         return {"points": pick(rng, GIFT)}
 
     def changes(self, world: World, slots: Slots) -> Changes:
-        name = world.orders[slots["order"]].customer
-        points = world.customers[name].points
+        key = world.orders[slots["order"]].customer
+        points = world.customers[key].points
         return in_order(
             [
                 added("refunds", {"order_id": slots["order"], "amount": world.total(slots["order"])}),
-                updated("customers", name, {"points": points}, {"points": points + slots["points"]}),
+                updated("customers", key, {"points": points}, {"points": points + slots["points"]}),
             ]
         )
 
@@ -202,7 +214,8 @@ class TopUpBoth(Job):
     wordings = ("Fill the stock of {product} and {other} up to {target}.", "Top {product} and {other} up to {target}.")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_pair(world)
+        low = {name for name, product in world.products.items() if product.units < 80}
+        return [slots for slots in each_pair(world) if low.issuperset(slots.values())]
 
     def details(self, world: World, slots: Slots, rng: Random) -> Slots:
         return {"target": pick(rng, FULL_STOCK)}
@@ -223,11 +236,14 @@ class TopUpBoth(Job):
 
 class LatestNet(Question):
     name, level, entity = "latest_net", 3, ("customer",)
-    wordings = ("What does the last order of {customer} cost after refunds?", "Last order of {customer} less refunds?")
+    wordings = (
+        "What does the last order of customer {customer} cost after refunds?",
+        "Last order of customer {customer} less refunds?",
+    )
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        refunded = {order for order, _ in world.refunds}
-        return [slots for slots in each_buyer(world, n_lines=1) if latest(world, slots) in refunded]
+        net = {order: world.total(order) - refunded for order, refunded in world.refunds}
+        return [slots for slots in each_buyer(world, 1) if net.get(latest(world, slots)) in THREE_DIGITS]
 
     def answer(self, world: World, slots: Slots) -> int:
         order = latest(world, slots)
@@ -242,10 +258,13 @@ class LatestNet(Question):
 
 class LatestWeight(Question):
     name, level, entity, unseen = "latest_weight", 3, ("customer",), True
-    wordings = ("How heavy is the last order of {customer}?", "What did the last parcel of {customer} weigh?")
+    wordings = (
+        "How heavy is the last order of customer {customer}?",
+        "What did the last parcel of customer {customer} weigh?",
+    )
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return each_buyer(world, n_lines=2)
+        return each_buyer(world, 2)
 
     def answer(self, world: World, slots: Slots) -> int:
         return world.weight(latest(world, slots))
@@ -259,24 +278,24 @@ class LatestWeight(Question):
 class Recall(Job):
     name, level, entity, unseen = "recall", 3, ("order",), True
     wordings = (
-        "Take back order {order}, which is {reason}: cancel, restock and refund it.",
-        "Undo order {order} as {reason}, money and goods.",
+        "Take order {order} back: cancel it for {fee}, restock it and refund it.",
+        "Undo order {order}, goods and money, with a fee of {fee}.",
     )
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        orders = each_order(world, n_lines=1)
+        orders = each_order(world, 1)
         return [slots for slots in orders if world.orders[slots["order"]].status != "delivered"]
 
     def details(self, world: World, slots: Slots, rng: Random) -> Slots:
-        return {"reason": pick(rng, REASONS)}
+        return {"fee": pick(rng, FEE)}
 
     def changes(self, world: World, slots: Slots) -> Changes:
         order = slots["order"]
         product, units = only_line(world, order)
-        stock, before = world.products[product].units, {"status": world.orders[order].status, "reason": ""}
+        stock = world.products[product].units
         return in_order(
             [
-                updated("orders", order, before, {"status": "cancelled", "reason": slots["reason"]}),
+                cancelled(world, order, slots["fee"]),
                 updated("stock", product, {"units": stock}, {"units": stock + units}),
                 added("refunds", {"order_id": order, "amount": world.total(order)}),
             ]
@@ -284,7 +303,7 @@ class Recall(Job):
 
     def script(self, slots: Slots) -> Steps:
         (line,) = yield from look("get_lines", order=slots["order"])
-        yield ask("cancel_order", order=slots["order"], reason=slots["reason"])
+        yield ask("cancel_order", order=slots["order"], fee=slots["fee"])
         yield ask("add_stock", product=line["product"], units=line["units"])
         found = yield from look("get_product", product=line["product"])
         amount = yield from calculate(f"{line['units']}*{found['price']}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 from burnish.core.errors import ConfigError, TaskError, ToolError
 from burnish.core.grade import Grader
@@ -19,7 +19,7 @@ from burnish.environments.shop.database import open_image, row_changes, snapshot
 from burnish.environments.shop.grader import ShopGrader
 from burnish.environments.shop.mistakes import MISTAKES, Case
 from burnish.environments.shop.templates import Slots, Steps, Template
-from burnish.environments.shop.world import CITIES, REASONS, World, build_world, pick
+from burnish.environments.shop.world import CITIES, World, build_world, pick
 from burnish.environments.tool import tool
 
 LEVELS: dict[int, tuple[Template, ...]] = {1: level1.TEMPLATES, 2: level2.TEMPLATES, 3: level3.TEMPLATES}
@@ -27,7 +27,7 @@ BY_NAME: dict[str, Template] = {template.name: template for level in LEVELS.valu
 MAX_AMOUNT = 99_999
 MAX_WORLDS_TRIED = 1_000
 INSTRUCTIONS = (
-    "You run a shop through tools. Answer a question with the value alone, such as 42 or shipped 23. "
+    "You run a shop through tools. Answer a question with the value alone, such as 42. "
     "Change only what a job asks for and then answer: done."
 )
 """A system text for models that were not trained here; `Shop(instructions=INSTRUCTIONS)`."""
@@ -121,7 +121,7 @@ class Shop(Environment):
     def vocabulary(self) -> list[str | int]:
         """Every value of this episode's world that an argument may take: what a policy without skill draws from."""
         world = build_world(self._seed)
-        return [*world.products, *world.customers, *world.orders, *CITIES, *REASONS]
+        return [*world.products, *world.customers, *world.orders, *CITIES]
 
     def solve(self, mistake: str | None = None, rng: Random | None = None) -> Steps:
         """The expert of the task at hand, or one of its `mistakes`, each of which fails the task."""
@@ -152,13 +152,13 @@ class Shop(Environment):
         return self._row("SELECT units, shelf FROM stock WHERE product = ?", "product", product)
 
     @tool(inline=True)
-    def get_customer(self, customer: str) -> dict[str, Any]:
-        """Look up city and points of a customer.
+    def get_customer(self, customer: int) -> dict[str, Any]:
+        """Look up name, city and points of a customer.
 
         Args:
-            customer: name of the customer
+            customer: id of the customer
         """
-        return self._row("SELECT city, points FROM customers WHERE name = ?", "customer", customer)
+        return self._row("SELECT name, city, points FROM customers WHERE id = ?", "customer", customer)
 
     @tool(inline=True)
     def get_order(self, order: int) -> dict[str, Any]:
@@ -181,17 +181,17 @@ class Shop(Environment):
         return [{"product": product, "units": units} for product, units in rows.fetchall()]
 
     @tool(inline=True)
-    def latest_order(self, customer: str) -> int:
+    def latest_order(self, customer: int) -> int:
         """Find the id of a customer's latest order.
 
         Args:
-            customer: name of the customer
+            customer: id of the customer
         """
         self.get_customer(customer)
         query = "SELECT id FROM orders WHERE customer = ? ORDER BY day DESC LIMIT 1"
         found = self.database.execute(query, (customer,)).fetchone()
         if found is None:
-            raise ToolError(f"{customer} has no order")
+            raise ToolError(f"customer {customer} has no order")
         return int(found[0])
 
     @tool(inline=True)
@@ -215,19 +215,17 @@ class Shop(Environment):
         return evaluate(expression)
 
     @tool(inline=True)
-    def cancel_order(self, order: int, reason: Literal["late", "broken", "lost", "double"]) -> None:
+    def cancel_order(self, order: int, fee: int) -> None:
         """Cancel an order that has not been delivered.
 
         Args:
             order: id of the order
-            reason: why it is cancelled
+            fee: what the customer is charged for it, at least 1
         """
         status = self.get_order(order)["status"]
         if status in ("delivered", "cancelled"):
             raise ToolError(f"order {order} is {status}")
-        if reason not in REASONS:
-            raise ToolError(f"reason is one of {', '.join(REASONS)}")
-        self.database.execute("UPDATE orders SET status = 'cancelled', reason = ? WHERE id = ?", (reason, order))
+        self.database.execute("UPDATE orders SET status = 'cancelled', fee = ? WHERE id = ?", (_amount(fee), order))
 
     @tool(inline=True)
     def add_stock(self, product: str, units: int) -> None:
@@ -252,28 +250,28 @@ class Shop(Environment):
         self.database.execute("UPDATE products SET price = ? WHERE name = ?", (_amount(price), product))
 
     @tool(inline=True)
-    def set_city(self, customer: str, city: str) -> None:
+    def set_city(self, customer: int, city: str) -> None:
         """Change the city of a customer.
 
         Args:
-            customer: name of the customer
+            customer: id of the customer
             city: the new city
         """
         self.get_customer(customer)
         if city not in CITIES:
             raise ToolError(f"the shop does not deliver to {clean_text(city)[:40]}")
-        self.database.execute("UPDATE customers SET city = ? WHERE name = ?", (city, customer))
+        self.database.execute("UPDATE customers SET city = ? WHERE id = ?", (city, customer))
 
     @tool(inline=True)
-    def add_points(self, customer: str, points: int) -> None:
+    def add_points(self, customer: int, points: int) -> None:
         """Give points to a customer.
 
         Args:
-            customer: name of the customer
+            customer: id of the customer
             points: how many to give, at least 1
         """
         self.get_customer(customer)
-        self.database.execute("UPDATE customers SET points = points + ? WHERE name = ?", (_amount(points), customer))
+        self.database.execute("UPDATE customers SET points = points + ? WHERE id = ?", (_amount(points), customer))
 
     @tool(inline=True)
     def create_refund(self, order: int, amount: int) -> dict[str, int]:

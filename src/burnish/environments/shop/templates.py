@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 from burnish.core.hashing import derive_seed
 from burnish.core.message import ToolCall
-from burnish.environments.shop.world import CUSTOMERS, ORDER_IDS, PRODUCTS, World
+from burnish.environments.shop.database import updated
+from burnish.environments.shop.world import CUSTOMER_IDS, ORDER_IDS, PRODUCTS, World
 
 Slots = dict[str, Any]
 """What fills the gaps of a wording, such as `{"product": "lamp", "units": 3}`."""
@@ -30,7 +31,7 @@ HELD_OUT_ONE_IN = 5
 DONE = "done"
 
 
-FAMILIES: Mapping[str, Sequence[Any]] = {"product": PRODUCTS, "customer": CUSTOMERS, "order": ORDER_IDS}
+FAMILIES: Mapping[str, Sequence[Any]] = {"product": PRODUCTS, "customer": CUSTOMER_IDS, "order": ORDER_IDS}
 
 
 @lru_cache(maxsize=256)
@@ -138,26 +139,29 @@ def each_pair(world: World) -> list[Slots]:
     return [{"product": one, "other": two} for one, two in permutations(world.products, 2)]
 
 
-def each_order(world: World, n_lines: int | None = None) -> list[Slots]:
-    """Every order, or those with `n_lines` lines."""
-    return [{"order": key} for key, order in world.orders.items() if n_lines in (None, len(order.lines))]
+THREE_DIGITS = range(100, 1000)
+"""Sums keep one length within a template: small models copy by distance, long before they learn where a number ends."""
 
 
-def each_buyer(world: World, n_lines: int | None = None) -> list[Slots]:
-    """Every customer who has an order, where asked one whose latest order has `n_lines` lines."""
-    latest = {name: world.latest_order(name) for name in world.customers}
-    return [
-        {"customer": name}
-        for name, order in latest.items()
-        if order is not None and n_lines in (None, len(world.orders[order].lines))
-    ]
+def each_order(world: World, *n_lines: int) -> list[Slots]:
+    """Every order whose total has three digits and whose number of lines is among `n_lines`; every order without."""
+    orders = world.orders.items()
+    if not n_lines:
+        return [{"order": key} for key in world.orders]
+    return [{"order": key} for key, order in orders if len(order.lines) in n_lines and world.total(key) in THREE_DIGITS]
+
+
+def each_buyer(world: World, *n_lines: int) -> list[Slots]:
+    """Every customer whose latest order is one of `each_order(world, *n_lines)`."""
+    orders = {slots["order"] for slots in each_order(world, *n_lines)}
+    return [{"customer": key} for key in world.customers if world.latest_order(key) in orders]
 
 
 def latest(world: World, slots: Slots) -> int:
     """The latest order of the customer in `slots`, who has one."""
     order = world.latest_order(slots["customer"])
     if order is None:
-        raise ValueError(f"{slots['customer']} has no order")
+        raise ValueError(f"customer {slots['customer']} has no order")
     return order
 
 
@@ -165,3 +169,10 @@ def only_line(world: World, order: int) -> tuple[str, int]:
     """Product and units of an order with a single line."""
     ((product, units),) = world.orders[order].lines.items()
     return product, units
+
+
+def cancelled(world: World, order: int, fee: int) -> Mapping[str, Any]:
+    """The change of an order that is cancelled for a fee."""
+    return updated(
+        "orders", order, {"status": world.orders[order].status, "fee": 0}, {"status": "cancelled", "fee": fee}
+    )

@@ -13,14 +13,14 @@ PRODUCTS = (
     *("bell", "bowl", "chair", "clock", "desk", "drum", "fork", "kite"),
     *("lamp", "mug", "rope", "rug", "sofa", "stool", "tent", "vase"),
 )
-CUSTOMERS = (
+NAMES = (
     *("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana"),
     *("Ivo", "June", "Kai", "Lena", "Max", "Nora", "Omar", "Pia"),
 )
 CITIES = ("Bern", "Cairo", "Delhi", "Doha", "Kyiv", "Lima", "Oslo", "Paris", "Quito", "Riga", "Rome", "Tokyo")
 STATUSES = ("open", "packed", "shipped", "delivered")
-REASONS = ("late", "broken", "lost", "double")
-ORDER_IDS = range(10, 100)
+ORDER_IDS = CUSTOMER_IDS = range(10, 100)
+DAYS = range(11, 100)
 AMOUNTS = range(11, 90)
 """Prices, weights, stocks and points: two digits each, all different within a column of one world."""
 
@@ -53,20 +53,21 @@ class Product:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Customer:
-    """`Customer(city="Oslo", points=35)`"""
+    """`Customer(name="Ana", city="Oslo", points=35)`"""
 
+    name: str
     city: str
     points: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """`Order(customer="Ana", status="shipped", day=12, lines={"lamp": 3})`
+    """`Order(customer=52, status="shipped", day=42, lines={"lamp": 3})`
 
     One or two lines; no two orders of a world share a day.
     """
 
-    customer: str
+    customer: int
     status: str
     day: int
     lines: Mapping[str, int]
@@ -77,11 +78,11 @@ class World:
     """The rows of one shop by key.  `refunds` are pairs of order id and amount, in the order of their ids from 1."""
 
     products: Mapping[str, Product]
-    customers: Mapping[str, Customer]
+    customers: Mapping[int, Customer]
     orders: Mapping[int, Order]
     refunds: tuple[tuple[int, int], ...]
 
-    def latest_order(self, customer: str) -> int | None:
+    def latest_order(self, customer: int) -> int | None:
         """Id of the customer's order with the highest day, None without orders."""
         return max(
             (order_id for order_id, order in self.orders.items() if order.customer == customer),
@@ -102,9 +103,9 @@ class World:
         return sum(amount for order, amount in self.refunds if order == order_id)
 
 
-def _orders(rng: Random, products: Sequence[str], customers: Sequence[str]) -> dict[int, Order]:
+def _orders(rng: Random, products: Sequence[str], customers: Sequence[int]) -> dict[int, Order]:
     ids = sorted(pick_some(rng, ORDER_IDS, N_ORDERS))
-    days = pick_some(rng, range(1, 29), N_ORDERS)
+    days = pick_some(rng, DAYS, N_ORDERS)
     return {
         order_id: Order(
             customer=pick(rng, customers),
@@ -119,7 +120,7 @@ def _orders(rng: Random, products: Sequence[str], customers: Sequence[str]) -> d
 
 
 def build_world(seed: int) -> World:
-    """The world of a seed: 8 of 16 products and customers, 12 orders with ids from 10 to 99, 4 refunds."""
+    """The world of a seed: 8 of 16 products, 8 customers and 12 orders with ids from 10 to 99, 4 refunds."""
     rng = Random(seed)
     names = pick_some(rng, PRODUCTS, N_PRODUCTS)
     numbers = pick_some(rng, AMOUNTS, 2 * N_PRODUCTS)
@@ -134,10 +135,8 @@ def build_world(seed: int) -> World:
         for index, name in enumerate(names)
     }
     points = pick_some(rng, AMOUNTS, N_CUSTOMERS)
-    customers = {
-        name: Customer(city=pick(rng, CITIES), points=points[index])
-        for index, name in enumerate(pick_some(rng, CUSTOMERS, N_CUSTOMERS))
-    }
+    people = zip(pick_some(rng, CUSTOMER_IDS, N_CUSTOMERS), pick_some(rng, NAMES, N_CUSTOMERS), points, strict=True)
+    customers = {key: Customer(name=name, city=pick(rng, CITIES), points=n) for key, name, n in people}
     orders = _orders(rng, list(products), list(customers))
     refunds = tuple((order, 11 + int(rng.random() * 20)) for order in pick_some(rng, list(orders), N_REFUNDS))
     return World(products=products, customers=customers, orders=orders, refunds=refunds)

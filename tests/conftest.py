@@ -1,0 +1,68 @@
+"""Modules that several tests share stand in tests/support and are imported by their plain names."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+if TYPE_CHECKING:
+    from nursery import Nursery
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """A program that forks main processes of runs, for tests that kill them."""
+    from nursery import Nursery
+
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run, uninterrupted, with both of its shards in this process."""
+    from tiny_runs import start_run, tiny_recipe
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    start_run(tiny_recipe(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference(finished_run: Path) -> dict[str, Any]:
+    """The facts of the uninterrupted run."""
+    from tiny_runs import facts
+
+    return facts(finished_run)
+
+
+@pytest.fixture(scope="session")
+def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run, stopped on request after RL step 3, one step after a checkpoint that was due."""
+    from burnish.core.errors import RunStopped
+    from tiny_runs import StopAt, start_run, tiny_recipe
+
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    ask = StopAt("rl", 3)
+    with pytest.raises(RunStopped, match="stopped on request"):
+        start_run(tiny_recipe(), folder, watch=ask.watch, stop=ask.stop)
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_run: Path, tmp_path: Path) -> Callable[[], Path]:
+    """Makes copies of the stopped run, to be resumed."""
+    count = iter(range(100))
+
+    def copy() -> Path:
+        return Path(shutil.copytree(stopped_run, tmp_path / f"stopped-{next(count)}"))
+
+    return copy

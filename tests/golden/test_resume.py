@@ -1,0 +1,218 @@
+"""Exact resume: a run that was killed, stopped or damaged ends with the bits of one that nothing happened to."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nursery import Nursery
+from tiny_runs import (
+    GROUPS,
+    RL_STEPS,
+    SFT_STEPS,
+    SLEEPY,
+    StopAt,
+    accounting_problems,
+    descendants,
+    differences,
+    facts,
+    orphans_after,
+    resume_run,
+    start_run,
+    tiny_recipe,
+)
+
+from burnish.core.errors import RunStopped, StoreError
+from burnish.store.layout import RunLayout
+from burnish.store.reader import RunReader
+from burnish.store.rows import RunState
+from burnish.tasks.cursor import TaskCursor
+from burnish.training import checkpoint
+from burnish.training.optimizer import Optimizer
+
+Copy = Callable[[], Path]
+
+
+def test_the_reference_is_worth_comparing_with(finished_run: Path, reference: dict[str, Any]) -> None:
+    """Tools were called, every step learned, and the tasks went over into a second epoch."""
+    scalars = {key: float.fromhex(value) for key, value in reference.items() if key.startswith("scalar rl/")}
+    for step in range(1, RL_STEPS + 1):
+        assert scalars[f"scalar rl/{step} count/tool_calls"] > 10
+        assert scalars[f"scalar rl/{step} episodes/trained"] > 0
+        assert scalars[f"scalar rl/{step} grad_norm"] > 0
+    assert reference["status"] is RunState.FINISHED
+    epoch = [task for step in range(1, 5) for task in tasks_of(finished_run, step)]
+    assert len(set(epoch)) == 4 * GROUPS
+    assert len(set(epoch) & set(tasks_of(finished_run, 5))) == GROUPS - 2
+
+
+def tasks_of(folder: Path, step: int) -> list[str]:
+    rows = RunReader(folder).trajectories("rl", step)
+    return [row.trajectory.task_id for row in rows if row.trajectory.sample_index == 0]
+
+
+# Where the main process is killed: after this line of its progress, and up to so many seconds later.
+MOMENTS = (
+    (f"sft {SFT_STEPS // 4}", 0.02),
+    (f"sft {SFT_STEPS // 2}", 0.05),
+    ("evaluate 0 after_sft", 0.1),
+    ("rl 2", 0.02),
+    ("rl 3", 0.2),
+    ("rl 4", 0.4),
+    ("rl 5", 0.2),
+    ("evaluate 0 after_rl", 0.05),
+)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_nothing(nursery: Nursery, tmp_path: Path, reference: dict[str, Any]) -> None:
+    folder = tmp_path / "killed"
+    attempt = nursery.attempt(folder, tiny_recipe("run.in_process=false").model_dump_json())
+    rng = random.Random(20)
+    kills = 0
+    for moment, later_s in MOMENTS:
+        if not attempt.wait_for(moment):
+            pytest.fail(f"the run ended before {moment!r}: {attempt.lines[-1:]}")
+        time.sleep(rng.uniform(0.0, later_s))
+        workers = descendants(attempt.pid)
+        assert len(workers) >= 2
+        attempt.kill()
+        kills += attempt.end == -9
+        assert orphans_after(workers, 5.0) == [], f"workers outlived their main process after {moment!r}"
+        assert RunReader(folder).status().state is RunState.INTERRUPTED
+        assert RunReader(folder).verify() == []
+        attempt = nursery.attempt(folder)
+    attempt.wait_for("")
+    assert attempt.end == 0
+    assert kills == len(MOMENTS)
+    assert differences(facts(folder), reference) == []
+    assert accounting_problems(folder) == []
+    reader = RunReader(folder)
+    starts = {event.detail for event in reader.events("resumed")}
+    assert {"from the start", "from sft-000012"} < starts
+    assert any(start.startswith("from rl-") for start in starts)
+    assert len(reader.steps(include_superseded=True)) > len(reader.steps())
+    assert {row.name for row in reader.checkpoints()} >= {f"sft-{SFT_STEPS:06d}", "rl-000000", f"rl-{RL_STEPS:06d}", "final"}
+
+
+def test_worker_processes_give_the_bits_of_one_process(
+    nursery: Nursery, tmp_path: Path, reference: dict[str, Any]
+) -> None:
+    folder = tmp_path / "processes"
+    attempt = nursery.attempt(folder, tiny_recipe("run.in_process=false").model_dump_json())
+    attempt.wait_for("rl 1")
+    workers = descendants(attempt.pid)
+    attempt.wait_for("")
+    assert attempt.end == 0
+    assert len(workers) >= 2
+    assert orphans_after(workers, 5.0) == []
+    assert differences(facts(folder), reference) == []
+
+
+def test_a_stop_between_two_commits_of_sft_changes_nothing(tmp_path: Path, reference: dict[str, Any]) -> None:
+    folder, ask = tmp_path / "run", StopAt("sft", 17)
+    with pytest.raises(RunStopped) as caught:
+        start_run(tiny_recipe(), folder, watch=ask.watch, stop=ask.stop)
+    assert caught.value.cause == "interrupted"
+    status = RunReader(folder).status()
+    assert (status.state, status.live) == (RunState.STOPPED, False)
+    assert RunReader(folder).checkpoints()[-1].name == "sft-000017"
+    resume_run(folder)
+    assert differences(facts(folder), reference) == []
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_short])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
+    stopped: Copy, reference: dict[str, Any], damage: Callable[[Path], None]
+) -> None:
+    folder = stopped()
+    checkpoints = folder / "checkpoints"
+    damage(checkpoints / "rl-000003" / "model.safetensors")
+    shutil.copytree(checkpoints / "rl-000002", checkpoints / ".tmp_rl-000004")
+    resume_run(folder)
+    assert (checkpoints / "corrupt_rl-000003").is_dir()
+    assert not (checkpoints / ".tmp_rl-000004").exists()
+    (event,) = RunReader(folder).events("corrupt_checkpoints")
+    assert event.data == {"names": ["corrupt_rl-000003"]}
+    assert [event.detail for event in RunReader(folder).events("resumed")] == ["from rl-000002"]
+    assert differences(facts(folder), reference) == []
+
+
+def test_the_comparison_sees_damage_that_is_not_noticed(
+    stopped: Copy, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = stopped()
+    flip_a_bit(folder / "checkpoints" / "rl-000003" / "model.safetensors")
+    monkeypatch.setattr(checkpoint, "verify", lambda path: "")
+    resume_run(folder)
+    assert "final model.safetensors" in differences(facts(folder), reference)
+
+
+@pytest.mark.parametrize("kind", [Optimizer, TaskCursor])
+def test_the_comparison_sees_state_that_was_left_out(
+    stopped: Copy, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: type
+) -> None:
+    folder = stopped()
+    monkeypatch.setattr(kind, "restore", lambda self, state: None)
+    resume_run(folder)
+    found = differences(facts(folder), reference)
+    assert "final model.safetensors" in found
+    assert "scalar rl/3 reward/mean" not in found
+
+
+def test_a_finished_run_is_left_as_it_is(finished_run: Path) -> None:
+    def stamps() -> dict[str, int]:
+        passing = ("-wal", "-shm", RunLayout(finished_run).lock.name)
+        files = (path for path in finished_run.rglob("*") if path.is_file() and not path.name.endswith(passing))
+        return {str(path): path.stat().st_mtime_ns for path in files}
+
+    before = stamps()
+    said: list[str] = []
+    resume_run(finished_run, watch=lambda progress: said.append(progress.message))
+    assert said == ["the run is finished; there is nothing left to do"]
+    assert stamps() == before
+    assert RunReader(finished_run).status().state is RunState.FINISHED
+
+
+def test_changed_tasks_are_refused_and_another_change_of_the_source_is_said(
+    stopped: Copy, tmp_path: Path, reference: dict[str, Any]
+) -> None:
+    folder, source = stopped(), tmp_path / "own_env.py"
+    shutil.copy(SLEEPY, source)
+    point_at(folder, source)
+    text = source.read_text()
+    source.write_text(text.replace('"train": 26', '"train": 27') + "\n")
+    before = RunReader(folder).status().state
+    with pytest.raises(StoreError, match="tasks of split 'train' have changed.*fork"):
+        resume_run(folder)
+    assert RunReader(folder).status().state is before is RunState.STOPPED
+    source.write_text(text + "\n# Another comment.\n")
+    said: list[str] = []
+    resume_run(folder, watch=lambda progress: said.append(progress.message))
+    (event,) = RunReader(folder).events("source_changed")
+    assert event.detail in said
+    assert "own_env.py has changed" in event.detail
+    assert differences(facts(folder), reference) == []
+
+
+def point_at(folder: Path, source: Path) -> None:
+    """Let a stored run believe that it was started with another file of the same content."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["recipe"]["environment"]["name"] = str(source)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
