@@ -98,7 +98,12 @@ def test_kills_at_random_moments_change_nothing(nursery: Nursery, tmp_path: Path
     assert {"from the start", "from sft-000012"} < starts
     assert any(start.startswith("from rl-") for start in starts)
     assert len(reader.steps(include_superseded=True)) > len(reader.steps())
-    assert {row.name for row in reader.checkpoints()} >= {f"sft-{SFT_STEPS:06d}", "rl-000000", f"rl-{RL_STEPS:06d}", "final"}
+    assert {row.name for row in reader.checkpoints()} >= {
+        f"sft-{SFT_STEPS:06d}",
+        "rl-000000",
+        f"rl-{RL_STEPS:06d}",
+        "final",
+    }
 
 
 def test_worker_processes_give_the_bits_of_one_process(

@@ -1,6 +1,7 @@
-"""The small world with faults: `Faulty(faults="crash:3 tools zero")`."""
+"""The small world with faults: `Faulty(faults="crash:3 tools")`."""
 
 import itertools
+import random
 import time
 
 from burnish import tool
@@ -14,7 +15,7 @@ made = itertools.count()
 
 class Faulty(Sleepy):
     """crash:N - every Nth world burns down when it is built.  tools - doors raise, hang or say 10 MB.  zero - nothing
-    is ever rewarded.  length - a reward that a policy without any skill gets parts of."""
+    is ever rewarded.  coin - reward by a coin, so that any policy finds a signal."""
 
     def __init__(self, faults=""):
         super().__init__()
@@ -44,8 +45,8 @@ class Faulty(Sleepy):
     def get_reward(self, answer):
         if "zero" in self.faults:
             return 0.0
-        if "length" in self.faults:
-            return len(answer) % 5 / 4
+        if "coin" in self.faults:
+            return random.SystemRandom().choice((0.0, 1.0))
         return super().get_reward(answer)
 
     def solve(self):

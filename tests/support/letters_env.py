@@ -18,12 +18,15 @@ class Letters(Environment):
         self.n_drawers = drawers
 
     def tasks(self, split, rng):
-        for number in range(24 if split == "train" else 8):
-            letters = {drawer: rng.choice("xyz") for drawer in DRAWERS[: self.n_drawers]}
-            asked = rng.choice(sorted(letters))
+        made = 0
+        while made < (24 if split == "train" else 8):
+            letters = {drawer: rng.choice("uvwxyz") for drawer in DRAWERS[: self.n_drawers]}
+            if (sum(map(ord, letters.values())) % 4 == 0) != (split == "heldout"):
+                continue
+            asked, made = rng.choice(sorted(letters)), made + 1
             yield Task(
                 prompt=f"What is in {asked}?",
-                setup={"letters": letters, "asked": asked, "number": number},
+                setup={"letters": letters, "asked": asked},
                 reference={"answer": letters[asked]},
             )
 

@@ -2,7 +2,7 @@
 
 As a program it reads one JSON command a line and answers with the attempt's process id, its progress and its end:
 
-    {"folder": "...", "recipe": "..."}        "pid 123", "sft 4 ", ..., "end 0"
+    {"folder": "...", "recipe": "...", "fault": ""}        "pid 123", "sft 4 ", ..., "end 0"
 
 Without a recipe the run is resumed.  A run that ends early says "error KIND: message" and ends with status 3.
 `Nursery` is the other side.
@@ -65,10 +65,10 @@ class Nursery:
         assert line, "the nursery has died"
         return line.rstrip("\n")
 
-    def attempt(self, folder: Path, recipe: str = "") -> Attempt:
-        """Start (with a recipe as JSON) or resume the run in `folder`."""
+    def attempt(self, folder: Path, recipe: str = "", fault: str = "") -> Attempt:
+        """Start (with a recipe as JSON) or resume the run in `folder`; `fault` is a key of `FAULTS`."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"folder": str(folder), "recipe": recipe}) + "\n")
+        self._process.stdin.write(json.dumps({"folder": str(folder), "recipe": recipe, "fault": fault}) + "\n")
         self._process.stdin.flush()
         word, pid = self.read().split()
         assert word == "pid"
@@ -99,6 +99,7 @@ def _work(command: dict[str, Any]) -> None:
         _say(f"{progress.phase} {progress.step} {progress.message}")
 
     folder = Path(command["folder"])
+    FAULTS[command["fault"]]()
     try:
         if command["recipe"]:
             start_run(Recipe.model_validate_json(command["recipe"]), folder, watch=watch)
@@ -107,6 +108,23 @@ def _work(command: dict[str, Any]) -> None:
     except BurnishError as error:
         _say(f"error {type(error).__name__}: {' '.join(str(error).split())}")
         os._exit(3)
+
+
+def _unshare_weights() -> None:
+    """Workers keep the weights that they started with."""
+    from burnish.loop.shared import SharedWeights
+
+    attach = SharedWeights.attach
+
+    def attach_and_copy(self: SharedWeights, model: Any) -> None:
+        attach(self, model)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+
+    SharedWeights.attach = attach_and_copy  # type: ignore[method-assign]
+
+
+FAULTS = {"": lambda: None, "unshared weights": _unshare_weights}
 
 
 def _main() -> None:

@@ -23,7 +23,9 @@ class Sleepy(Environment):
             one, two = rng.sample(DOORS, 2)
             digits = {door: rng.randint(0, 3) for door in DOORS}
             answer = f"{digits[one]}{digits[two]}"
-            yield Task(prompt=f"{one} {two}?", setup={"digits": digits, "ask": [one, two]}, reference={"answer": answer})
+            yield Task(
+                prompt=f"{one} {two}?", setup={"digits": digits, "ask": [one, two]}, reference={"answer": answer}
+            )
 
     @tool
     async def knock(self, door: str) -> str:

@@ -60,7 +60,9 @@ def command_words(*overrides: str) -> list[str]:
     def words(data: Mapping[str, Any], prefix: str) -> list[str]:
         found: list[str] = []
         for key, value in data.items():
-            found += words(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}={json.dumps(value)}"]
+            found += (
+                words(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}={json.dumps(value)}"]
+            )
         return found
 
     return [*words(BASE, ""), *overrides]
@@ -131,7 +133,9 @@ def accounting_problems(folder: Path) -> list[str]:
         fates = [row.fate.value for row in reader.trajectories("rl", info.step)]
         for fate in ("trained", "filtered", "dropped", "failed"):
             if scalars[f"episodes/{fate}"] != fates.count(fate):
-                problems.append(f"step {info.step}: {scalars[f'episodes/{fate}']:g} {fate}, rows say {fates.count(fate)}")
+                problems.append(
+                    f"step {info.step}: {scalars[f'episodes/{fate}']:g} {fate}, rows say {fates.count(fate)}"
+                )
         parts = sum(scalars[f"episodes/{fate}"] for fate in ("trained", "filtered", "dropped", "failed"))
         if not scalars["episodes/dispatched"] == parts == len(fates):
             problems.append(f"step {info.step}: {scalars['episodes/dispatched']:g} dispatched, {parts:g} accounted for")

@@ -12,7 +12,7 @@ from synthetic_run import GROUPS, SyntheticRun, example_manifest, finished_run, 
 
 from burnish.reports.headline import headline
 from burnish.reports.overview import duration_text, overview
-from burnish.reports.series import MAX_POINTS, RewardBand, columns, phase_rates, phase_seconds
+from burnish.reports.series import MAX_POINTS, Readings, columns, phase_rates, phase_seconds
 from burnish.stats.intervals import mean_interval
 from burnish.store.reader import RunReader
 from burnish.store.rows import EvaluationRow, RunState, StepRecord
@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SyntheticRun:
 @pytest.fixture(scope="module")
 def view(run: SyntheticRun) -> dict[str, Any]:
     reader = RunReader(run.folder)
-    return overview(reader, RewardBand(reader))
+    return overview(reader, Readings(reader))
 
 
 def evaluation(
@@ -83,16 +83,18 @@ def test_the_band_follows_new_steps_and_a_resume_replaces_them(tmp_path: Path) -
     for _ in range(3):
         run.commit_rl_step(0.5)
     reader = RunReader(run.folder)
-    band = RewardBand(reader)
-    before = band.update(0)
+    readings = Readings(reader)
+    readings.update(0)
+    before = dict(readings.intervals)
     assert sorted(before) == [1, 2, 3]
     run.writer.supersede_after({"rl": 2})
     run.rl_step = 2
     run.commit_rl_step(1.0)
-    assert band.update(0)[3] == before[3], "the negative control: without a new attempt steps are kept"
-    after = band.update(1)
-    assert after[3] == (1.0, 1.0) != before[3]
-    assert after[2] == before[2]
+    readings.update(0)
+    assert readings.intervals[3] == before[3], "the negative control: without a new attempt steps are kept"
+    readings.update(1)
+    assert readings.intervals[3] == (1.0, 1.0) != before[3]
+    assert readings.intervals[2] == before[2]
     run.writer.close()
 
 
@@ -101,7 +103,7 @@ def test_one_group_has_no_band(tmp_path: Path) -> None:
     rows = [row for row in rl_rows(1, 0.5) if row.trajectory.group_id.endswith("0001")]
     run.writer.commit_step(StepRecord(phase="rl", step=1, rows=rows, scalars={"reward/mean": 0.5}))
     reader = RunReader(run.folder)
-    assert overview(reader, RewardBand(reader))["reward_band"] == [(None, None)]
+    assert overview(reader, Readings(reader))["reward_band"] == [(None, None)]
     run.writer.close()
 
 
@@ -156,7 +158,7 @@ def test_tolerance_is_never_guessed(
     with RunWriter.create(tmp_path / "run", {"recipe": {"model": model, "checks": checks}}) as writer:
         writer.commit_step(StepRecord(phase="rl", step=1, scalars={"check/canary_nats": 0.01, **stored}))
         reader = RunReader(tmp_path / "run")
-        assert overview(reader, RewardBand(reader))["checks"][0]["tolerance"] == expected
+        assert overview(reader, Readings(reader))["checks"][0]["tolerance"] == expected
 
 
 def test_events_and_ledger_and_what_can_be_browsed(run: SyntheticRun, view: dict[str, Any]) -> None:
@@ -183,11 +185,11 @@ def test_facts_name_recipe_environment_model_and_machine(view: dict[str, Any]) -
 def test_a_manifest_of_another_shape_costs_facts_and_nothing_else(tmp_path: Path) -> None:
     with RunWriter.create(tmp_path / "run", {"recipe": ["x"], "hardware": {"workers": 1}, "versions": None}) as writer:
         reader = RunReader(tmp_path / "run")
-        view = overview(reader, RewardBand(reader))
+        view = overview(reader, Readings(reader))
         assert view["problems"] == []
         assert view["headline"] == {"columns": [], "rows": []}
         writer.layout.manifest.write_text("{")
-        assert "manifest" in overview(reader, RewardBand(reader))["problems"][0]
+        assert "manifest" in overview(reader, Readings(reader))["problems"][0]
 
 
 def test_a_missing_segment_costs_the_band_and_is_named(tmp_path: Path) -> None:
@@ -196,7 +198,7 @@ def test_a_missing_segment_costs_the_band_and_is_named(tmp_path: Path) -> None:
     run.writer.close()
     next(iter(run.writer.layout.segments.glob("rl-*"))).unlink()
     reader = RunReader(run.folder)
-    view = overview(reader, RewardBand(reader))
+    view = overview(reader, Readings(reader))
     assert view["reward_band"] == [(None, None)]
     assert "missing" in view["problems"][0]
     assert view["scalars"]["rl"]["values"]["reward/mean"]

@@ -146,12 +146,12 @@ def test_starting_an_episode_is_cheap() -> None:
         (lambda shop: shop.get_order(7), "no order 7"),
         (lambda shop: shop.get_order(10**40), "so large an id"),
         (lambda shop: shop.get_lines(-(10**40)), "so large an id"),
-        (lambda shop: shop.latest_order("Zoe"), "no customer Zoe"),
+        (lambda shop: shop.latest_order(7), "no customer 7"),
         (lambda shop: shop.add_stock(product_of(shop), 0), "between 1"),
         (lambda shop: shop.set_price(product_of(shop), 10**30), "between 1"),
         (lambda shop: shop.create_refund(order_of(shop), -5), "between 1"),
         (lambda shop: shop.set_city(customer_of(shop), "Atlantis\ud800"), "not deliver to Atlantis"),
-        (lambda shop: shop.cancel_order(order_of(shop), "bored"), "reason is one of"),
+        (lambda shop: shop.cancel_order(order_of(shop), 0), "between 1"),
         (lambda shop: shop.calculator("9**9**9"), "expected a number"),
     ],
 )
@@ -168,7 +168,7 @@ def product_of(shop: Shop) -> str:
     return next(iter(build_world(shop.task.setup["seed"]).products))
 
 
-def customer_of(shop: Shop) -> str:
+def customer_of(shop: Shop) -> int:
     return next(iter(build_world(shop.task.setup["seed"]).customers))
 
 
@@ -181,10 +181,10 @@ def test_an_order_is_cancelled_once_and_not_after_delivery() -> None:
     delivered = [key for key, order in world.orders.items() if order.status == "delivered"]
 
     def attempt(shop: Shop) -> None:
-        shop.cancel_order(order_of(shop), "late")
+        shop.cancel_order(order_of(shop), 12)
         for order in [order_of(shop), *delivered]:
             with pytest.raises(ToolError, match=r"is cancelled|is delivered"):
-                shop.cancel_order(order, "late")
+                shop.cancel_order(order, 12)
 
     assert len(in_shop(OF["cancel"], attempt)["changes"]) == 1
 
@@ -192,7 +192,7 @@ def test_an_order_is_cancelled_once_and_not_after_delivery() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_tools_take_any_value_of_their_types(data: st.DataObject) -> None:
-    texts = st.one_of(st.text(max_size=60), st.sampled_from(["lamp", "Ana", "Oslo", "late", "'; DROP TABLE orders;--"]))
+    texts = st.one_of(st.text(max_size=60), st.sampled_from(["lamp", "Oslo", "'; DROP TABLE orders;--"]))
     values = {"string": texts, "integer": st.one_of(st.integers(), st.integers(0, 100))}
 
     async def attempt(shop: Shop) -> None:

@@ -104,7 +104,7 @@ def test_an_expert_that_reads_the_wrong_column_is_noticed(monkeypatch: pytest.Mo
     assert all(score == 0.0 for score, _ in play_all(tasks))
 
 
-@pytest.mark.parametrize("answer", ["7", "141", "shipped 23", "B4", "Ana"])
+@pytest.mark.parametrize("answer", ["7", "141", "1602", "Oslo"])
 def test_plausible_answers_differ_and_keep_their_shape(answer: str) -> None:
     rng = Random(0)
     guesses = [plausible(answer, rng) for _ in range(200)]

@@ -18,7 +18,7 @@ from burnish.environments.shop.database import (
     updated,
     world_image,
 )
-from burnish.environments.shop.world import CITIES, CUSTOMERS, ORDER_IDS, PRODUCTS, build_world
+from burnish.environments.shop.world import CITIES, CUSTOMER_IDS, NAMES, ORDER_IDS, PRODUCTS, build_world
 
 
 @pytest.fixture
@@ -38,11 +38,11 @@ def test_a_seed_is_a_world() -> None:
 def test_worlds_are_well_formed(seed: int) -> None:
     world = build_world(seed)
     assert set(world.products) <= set(PRODUCTS)
-    assert set(world.customers) <= set(CUSTOMERS)
+    assert set(world.customers) <= set(CUSTOMER_IDS)
     assert set(world.orders) <= set(ORDER_IDS)
     numbers = [n for product in world.products.values() for n in (product.price, product.weight)]
     assert len(set(numbers)) == len(numbers), "a wrong column or product must give a wrong number"
-    assert all(customer.city in CITIES for customer in world.customers.values())
+    assert all(customer.name in NAMES and customer.city in CITIES for customer in world.customers.values())
     assert len({order.day for order in world.orders.values()}) == len(world.orders)
     for order in world.orders.values():
         assert order.customer in world.customers
@@ -62,8 +62,8 @@ def test_the_image_holds_the_world() -> None:
     world, rows = build_world(3), start_snapshot(3)
     assert rows["products"] == {(name, p.price, p.weight) for name, p in world.products.items()}
     assert rows["stock"] == {(name, p.units, p.shelf) for name, p in world.products.items()}
-    assert rows["customers"] == {(name, c.city, c.points) for name, c in world.customers.items()}
-    assert rows["orders"] == {(key, o.customer, o.status, o.day, "") for key, o in world.orders.items()}
+    assert rows["customers"] == {(key, c.name, c.city, c.points) for key, c in world.customers.items()}
+    assert rows["orders"] == {(key, o.customer, o.status, o.day, 0) for key, o in world.orders.items()}
     assert {row[:3] for row in rows["refunds"]} == {(i + 1, *refund) for i, refund in enumerate(world.refunds)}
 
 
@@ -99,7 +99,7 @@ def test_updates_name_the_changed_columns_alone(shop_database: sqlite3.Connectio
 def test_deleted_and_new_rows(shop_database: sqlite3.Connection) -> None:
     order, product, units = min(start_snapshot(3)["lines"])
     shop_database.execute("DELETE FROM lines WHERE order_id = ? AND product = ?", (order, product))
-    shop_database.execute("INSERT INTO customers VALUES ('Zoe', 'Oslo', 0)")
+    shop_database.execute("INSERT INTO customers VALUES (7, 'Zoe', 'Oslo', 0)")
     gone, new = row_changes(start_snapshot(3), snapshot(shop_database))
     assert gone == {
         "table": "lines",
@@ -107,8 +107,8 @@ def test_deleted_and_new_rows(shop_database: sqlite3.Connection) -> None:
         "before": {"order_id": order, "product": product, "units": units},
         "after": None,
     }
-    zoe = {"name": "Zoe", "city": "Oslo", "points": 0}
-    assert new == {"table": "customers", "key": "Zoe", "before": None, "after": zoe}
+    zoe = {"id": 7, "name": "Zoe", "city": "Oslo", "points": 0}
+    assert new == {"table": "customers", "key": 7, "before": None, "after": zoe}
 
 
 def _refund(connection: sqlite3.Connection, order: int, amount: int) -> None:

@@ -89,11 +89,8 @@ def resume_run(folder: Path, *, watch: Watcher = silent, stop: Stop = never) -> 
                 watch(Progress(phase="prepare", message=notice))
             loaded = _newest(writer)
             state = LoopState()
+            _require_own_checkpoint(folder, loaded)
             if loaded is None:
-                if RunReader(folder).manifest()["parent"]:
-                    raise CheckpointError(
-                        f"{folder} is a fork that has no usable checkpoint yet; fork its parent again"
-                    )
                 writer.supersede_after({})
                 policy = create_policy(recipe, world, writer.layout.model, watch)
             else:
@@ -105,6 +102,13 @@ def resume_run(folder: Path, *, watch: Watcher = silent, stop: Stop = never) -> 
                 policy = reopen_policy(recipe, writer.layout.model, base_weights=True)
             writer.event("resumed", f"from {loaded.ref.name if loaded else 'the start'}")
             conduct(recipe, writer, world, policy, state, loaded, (watch, stop))
+
+
+def _require_own_checkpoint(folder: Path, loaded: Checkpoint | None) -> None:
+    """A fork goes on from a checkpoint of its own; from before its beginning it would become another run."""
+    parent = RunReader(folder).manifest()["parent"]
+    if parent and (loaded is None or loaded.state["rl_step"] < parent["rl_step"]):
+        raise CheckpointError(f"fork {folder} has no usable checkpoint of its own; fork run {parent['run']} again")
 
 
 def _newest(writer: RunWriter) -> Checkpoint | None:

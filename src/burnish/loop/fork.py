@@ -74,7 +74,7 @@ def fork_run(
     check_recipe(recipe, world)
     if tasks_hash(world, "train") != RunReader(parent).manifest()["environment"]["splits"].get("train"):
         state.task_cursor = None
-    origin = {"run": parent.name, "checkpoint": loaded.ref.name, "sha256": loaded.ref.sha256}
+    origin = {"run": parent.name, "checkpoint": loaded.ref.name, "sha256": loaded.ref.sha256, "rl_step": state.rl_step}
     with RunWriter.create(folder, make_manifest(recipe, world, origin)) as writer, recorded(writer):
         shutil.copytree(layout.model, writer.layout.model, dirs_exist_ok=True)
         _carry_over(layout, writer, loaded, state)

@@ -23,7 +23,7 @@ from burnish.loop.recipes import apply_overrides, suggestion, validate
 from burnish.loop.setup import open_world
 from burnish.loop.worlds import World
 from burnish.policies.chat import ChatRenderer
-from burnish.policies.load import load_policy
+from burnish.policies.load import load_policy, no_progress_bar
 from burnish.policies.sampler import EmbeddedSampler
 from burnish.store.layout import RunLayout
 from burnish.store.rows import EvaluationRow
@@ -158,7 +158,8 @@ def export_run(folder: Path, out: Path, checkpoint: str = "") -> str:
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} exists and is not empty; give a new folder")
     recipe, policy, name = stored_policy(folder, checkpoint)
-    export_folder(policy.model, policy.tokenizer, out, stop_ids=policy.renderer.stop_ids)
+    with no_progress_bar():
+        export_folder(policy.model, policy.tokenizer, out, stop_ids=policy.renderer.stop_ids)
     used = recipe.model_dump(mode="json", exclude_none=True, include={"environment", "limits"})
     write_note(out, read_note(RunLayout(folder).model) | used)
     return name

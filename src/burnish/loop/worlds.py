@@ -88,7 +88,10 @@ def _environment_class(name: str) -> type[Environment]:
         return _class_in(_import_file(Path(stem)), stem, wanted)
     if stem in ENVIRONMENTS:
         if wanted:
-            raise ConfigError(f"environment {stem} takes no {':' + wanted!r}; options are given as OPTION=VALUE")
+            raise ConfigError(
+                f"environment {stem} takes no {':' + wanted!r}; its options are given as OPTION=VALUE, "
+                "and the splits that can be evaluated are train, heldout and unseen"
+            )
         module, attribute = ENVIRONMENTS[stem]
         return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
     known = [*ENVIRONMENTS, REASONING_GYM]

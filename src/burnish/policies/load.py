@@ -158,7 +158,7 @@ def _tokenizer(name: str, local: bool) -> Any:
 def _model(name: str, dtype: torch.dtype, local: bool) -> Any:
     """The model; a weight that is missing from the files must not be made up at random."""
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             model, report = AutoModelForCausalLM.from_pretrained(
                 name, dtype=dtype, local_files_only=local, output_loading_info=True
             )
@@ -176,8 +176,8 @@ def _model(name: str, dtype: torch.dtype, local: bool) -> Any:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Reading files takes seconds; the bar would break into the live display of a run."""
+def no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing one while it reads or writes weights; it would break into a live display."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from burnish.reports.overview import overview
 from burnish.reports.sample import MAX_BYTES, choose_sample
-from burnish.reports.series import RewardBand
+from burnish.reports.series import Readings
 from burnish.reports.trajectories import Filter, list_trajectories, read_trajectory, token_ids
 from burnish.reports.vocabulary import TokenTexts
 from burnish.store.reader import RunReader
@@ -27,7 +27,7 @@ class RunData:
 
     def __init__(self, run_dir: Path | str) -> None:
         self._reader = RunReader(run_dir)
-        self._band = RewardBand(self._reader)
+        self._readings = Readings(self._reader)
         self._tokens = TokenTexts(self._reader.layout.model)
         self._lock = threading.Lock()
         self._kept: OrderedDict[object, dict[str, Any]] = OrderedDict()
@@ -47,7 +47,9 @@ class RunData:
     def overview(self) -> dict[str, Any]:
         """Everything but trajectories, and under "revision" what it was made at."""
         revision = self.revision()
-        return self._once(("overview",), revision, lambda: overview(self._reader, self._band) | {"revision": revision})
+        return self._once(
+            ("overview",), revision, lambda: overview(self._reader, self._readings) | {"revision": revision}
+        )
 
     def list(self, wanted: Filter) -> dict[str, Any]:
         """A page of light rows; see `list_trajectories`."""

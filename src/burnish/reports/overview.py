@@ -11,7 +11,7 @@ from burnish.core.outcome import Ending, Limit, Owner
 from burnish.reports.headline import headline, title_of
 from burnish.reports.series import (
     Points,
-    RewardBand,
+    Readings,
     all_scalars,
     columns,
     number,
@@ -40,7 +40,7 @@ _CHECKS = (
 )
 
 
-def overview(reader: RunReader, band: RewardBand) -> dict[str, Any]:
+def overview(reader: RunReader, readings: Readings) -> dict[str, Any]:
     """Header, headline, scalars, evaluations, checks, events and what can be browsed, of this moment.
 
     What cannot be read (a missing segment, a broken manifest) is left out and named under "problems".
@@ -54,9 +54,8 @@ def overview(reader: RunReader, band: RewardBand) -> dict[str, Any]:
         manifest = {}
         problems.append(str(error))
     try:
-        intervals, eval_titles = band.update(status.attempt), _eval_titles(reader)
+        readings.update(status.attempt)
     except StoreError as error:
-        intervals, eval_titles = {}, {}
         problems.append(f"trajectories cannot be read, so that reward has no band: {error}")
     rl = columns(scalars["rl"])
     return {
@@ -70,13 +69,13 @@ def overview(reader: RunReader, band: RewardBand) -> dict[str, Any]:
         "phases": _phases(scalars, steps),
         "ledger": {key: sum(int(value) for _, value in scalars["rl"].get(f"episodes/{key}", ())) for key in LEDGER},
         "scalars": {"sft": columns(scalars["sft"]), "rl": rl, "eval": columns(scalars["eval"])},
-        "reward_band": [intervals.get(step, (None, None)) for step in rl["steps"]],
+        "reward_band": [readings.intervals.get(step, (None, None)) for step in rl["steps"]],
         "evaluations": [_evaluation(row) for row in evaluations],
         "checks": _checks(scalars["rl"], manifest),
         "events": _events(reader),
         "browse": {
             "total": sum(info.n_trajectories for info in steps),
-            "steps": _browsable(steps, eval_titles),
+            "steps": _browsable(steps, readings.titles),
             "fates": FATES,
             "outcomes": OUTCOMES,
         },
@@ -266,14 +265,6 @@ def _events(reader: RunReader) -> list[dict[str, Any]]:
         }
         for event in reader.events()[-MAX_EVENTS:]
     ]
-
-
-def _eval_titles(reader: RunReader) -> dict[int, str]:
-    """What each step of phase "eval" measured, from the ids of its episodes ("eval/LABEL/SPLIT/MODE/TASK/SAMPLE")."""
-    rows = reader.query(
-        "SELECT step, min(trajectory_id) AS id FROM trajectories WHERE phase = 'eval' GROUP BY step"
-    ).to_pylist()
-    return {row["step"]: " ".join(row["id"].split("/")[1:-2]) for row in rows}
 
 
 def _browsable(steps: Sequence[StepInfo], eval_titles: Mapping[int, str]) -> dict[str, list[dict[str, Any]]]:

@@ -91,35 +91,43 @@ def _sft_weighted(scalars: Mapping[str, Points], name: str) -> Iterable[float]:
         before = step
 
 
-class RewardBand:
-    """95% intervals of the mean reward of each RL step, from the means of its groups (t interval).
+class Readings:
+    """What charts need from the segments.  Steps are immutable, so each is read once; one object serves a run that
+    goes on.
 
-    Members of a group share a task, so groups and not episodes are the independent observations.  Steps are immutable,
-    so each is read once; one object serves a run that goes on.
+    intervals: (low, high) of the mean reward by RL step: a 95% t interval over the means of its groups.  Members of a
+    group share a task, so groups and not episodes are the independent observations.  titles: what each step of phase
+    "eval" measured, from the ids of its episodes ("eval/LABEL/SPLIT/MODE/TASK/SAMPLE").
     """
 
     def __init__(self, reader: RunReader) -> None:
         self._reader = reader
         self._attempt = -1
-        self._intervals: dict[int, tuple[float | None, float | None]] = {}
+        self.intervals: dict[int, tuple[float | None, float | None]] = {}
+        self.titles: dict[int, str] = {}
 
-    def update(self, attempt: int) -> dict[int, tuple[float | None, float | None]]:
-        """(low, high) by step; a new attempt of the run may have replaced steps, so all are read anew then."""
+    def update(self, attempt: int) -> None:
+        """Read the steps that are new; all of them after a resume, which may have replaced some.
+
+        Raises StoreError where segments cannot be read.
+        """
         if attempt != self._attempt:
-            self._attempt, self._intervals = attempt, {}
-        last = max(self._intervals, default=-1)
+            self._attempt, self.intervals, self.titles = attempt, {}, {}
+        rows = self._reader.query(
+            "SELECT phase, step, avg(reward) AS mean, min(trajectory_id) AS id FROM trajectories "
+            "WHERE (phase = 'rl' AND step > ? AND reward IS NOT NULL) OR (phase = 'eval' AND step > ?) "
+            "GROUP BY phase, step, group_id ORDER BY phase, step, group_id",
+            [max(self.intervals, default=-1), max(self.titles, default=-1)],
+        ).to_pylist()
         groups: dict[int, list[float]] = {}
-        for row in self._reader.query(
-            "SELECT step, avg(reward) AS mean FROM trajectories WHERE phase = 'rl' AND step > ? AND reward IS NOT NULL "
-            "GROUP BY step, group_id ORDER BY step, group_id",
-            [last],
-        ).to_pylist():
-            if math.isfinite(row["mean"]):
+        for row in rows:
+            if row["phase"] == "eval":
+                self.titles.setdefault(row["step"], " ".join(row["id"].split("/")[1:-2]))
+            elif math.isfinite(row["mean"]):
                 groups.setdefault(row["step"], []).append(row["mean"])
         for step, means in groups.items():
             interval = mean_interval(means)
-            self._intervals[step] = (number(interval.low), number(interval.high))
-        return dict(self._intervals)
+            self.intervals[step] = (number(interval.low), number(interval.high))
 
 
 def all_scalars(reader: RunReader) -> dict[str, dict[str, list[tuple[int, float]]]]:

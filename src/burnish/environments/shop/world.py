@@ -19,7 +19,8 @@ NAMES = (
 )
 CITIES = ("Bern", "Cairo", "Delhi", "Doha", "Kyiv", "Lima", "Oslo", "Paris", "Quito", "Riga", "Rome", "Tokyo")
 STATUSES = ("open", "packed", "shipped", "delivered")
-ORDER_IDS = CUSTOMER_IDS = range(10, 100)
+ORDER_IDS = range(10, 100)
+CUSTOMER_IDS = range(10, 34)
 DAYS = range(11, 100)
 AMOUNTS = range(11, 90)
 """Prices, weights, stocks and points: two digits each, all different within a column of one world."""
@@ -120,7 +121,7 @@ def _orders(rng: Random, products: Sequence[str], customers: Sequence[int]) -> d
 
 
 def build_world(seed: int) -> World:
-    """The world of a seed: 8 of 16 products, 8 customers and 12 orders with ids from 10 to 99, 4 refunds."""
+    """The world of a seed: 8 of 16 products, 8 of 24 customers, 12 of 90 orders, 4 refunds."""
     rng = Random(seed)
     names = pick_some(rng, PRODUCTS, N_PRODUCTS)
     numbers = pick_some(rng, AMOUNTS, 2 * N_PRODUCTS)
