@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +177,12 @@ def figures(results: dict[str, list[Result]]) -> dict[str, Any]:
         "seconds_at_most_120": _holds(_middle([r.sft_s + r.rl_s for r in main]), lambda x: x <= 120),
         "shuffled_at_most_sft_plus_.05": _holds(_shuffled_gain(results), lambda x: x <= 0.05),
         "lora_gain_at_least_.30": _holds(gain("lora", "before/sampled", "after_rl/sampled"), lambda x: x >= 0.30),
-        "level2_gain_at_least_.25": _holds(gain("level2", "after_sft/sampled", "after_rl/sampled"), lambda x: x >= 0.25),
+        "level2_gain_at_least_.25": _holds(
+            gain("level2", "after_sft/sampled", "after_rl/sampled"), lambda x: x >= 0.25
+        ),
         "level2_within_600_s": _holds(_middle([r.sft_s + r.rl_s for r in level2]), lambda x: x <= 600),
     }
-    raw = {arm: [{"success": r.success, "sft_s": r.sft_s, "rl_s": r.rl_s} for r in runs] for arm, runs in results.items()}
+    raw = {arm: [asdict(run) for run in runs] for arm, runs in results.items()}
     return {"runs": raw, "bars": bars}
 
 

@@ -47,8 +47,9 @@ def reference(finished_run: Path) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run, stopped on request after RL step 3, one step after a checkpoint that was due."""
-    from burnish.core.errors import RunStopped
     from tiny_runs import StopAt, start_run, tiny_recipe
+
+    from burnish.core.errors import RunStopped
 
     folder = tmp_path_factory.mktemp("stopped") / "run"
     ask = StopAt("rl", 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,9 +34,9 @@ from tiny_runs import (
 from burnish.algorithms.advantages import group_advantages
 from burnish.algorithms.grpo import GrpoLoss
 from burnish.cli import EXIT_INTERRUPTED, EXIT_STOPPED, main
-from burnish.cli.display import Display
-from burnish.core.errors import RunStopped
+from burnish.core.errors import CheckpointError, RunStopped, StoreError
 from burnish.loop.progress import Progress
+from burnish.reports import page
 from burnish.store.reader import RunReader
 from burnish.store.rows import Fate, RunState, StoredTrajectory
 from burnish.training.checkpoint import load_latest, verify
@@ -60,7 +61,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_does_harm(
         armed[0] |= (progress.phase, progress.step) == ("rl", 4)
 
     monkeypatch.setattr(GrpoLoss, "__call__", poisoned)
-    with pytest.raises(RunStopped, match="loss is not finite at rl/000005/.*the last checkpoint is good") as caught:
+    with pytest.raises(RunStopped, match=r"loss is not finite at rl/000005/.*the last checkpoint is good") as caught:
         resume_run(folder, watch=watch)
     monkeypatch.undo()
     assert caught.value.cause == "nonfinite_loss"
@@ -73,7 +74,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_does_harm(
     assert {row.fate for row in rows} <= {Fate.DROPPED, Fate.FILTERED}
     assert Fate.DROPPED in {row.fate for row in rows}
     (event,) = reader.events("nonfinite_loss")
-    assert 0 < len(event.data["trajectory_ids"])
+    assert len(event.data["trajectory_ids"]) > 0
     assert set(event.data["trajectory_ids"]) <= {row.trajectory.id for row in rows}
     assert accounting_problems(folder) == []
     resume_run(folder)
@@ -82,7 +83,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_does_harm(
 
 def test_weights_that_explode_stop_the_run_and_the_last_checkpoint_is_sound(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(RunStopped, match="logits are NaN or infinite.*lower the learning rate"):
+    with pytest.raises(RunStopped, match=r"logits are NaN or infinite.*lower the learning rate"):
         start_run(tiny_recipe(*wild("coin"), "rl.lr=1e300"), folder)
     assert RunReader(folder).status().state is RunState.STOPPED
     assert Fate.DROPPED in {row.fate for row in RunReader(folder).trajectories("rl", 1)}
@@ -164,6 +165,22 @@ def test_ctrl_c_while_workers_start_is_a_clean_stop(
     assert differences(facts(folder), reference) == []
 
 
+def test_a_second_ctrl_c_stops_at_once(stopped: Copy, reference: dict[str, Any]) -> None:
+    folder = stopped()
+
+    def interrupt(progress: Progress) -> None:
+        if (progress.phase, progress.step) == ("rl", 4):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resume_run(folder, watch=interrupt)
+    status = RunReader(folder).status()
+    assert (status.state, status.detail.partition(":")[0]) == (RunState.STOPPED, "interrupted")
+    resume_run(folder)
+    assert RunReader(folder).events("resumed")[-1].detail == "from rl-000003"
+    assert differences(facts(folder), reference) == []
+
+
 # -- a full disk -----------------------------------------------------------------------------------------------------
 
 
@@ -181,33 +198,28 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_a_clear_error_and_the_run_goes_on_once_there_is_space(
-    small_disk: Path,
-    stopped: Copy,
-    reference: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    small_disk: Path, stopped: Copy, reference: dict[str, Any]
 ) -> None:
     folder, ballast = small_disk / "run", small_disk / "ballast"
-    stopped().rename(small_disk.parent / "run")
-    subprocess.run(["cp", "-r", str(small_disk.parent / "run"), str(folder)], check=True)
-    shown, told = Display.__call__, []
+    shutil.copytree(stopped(), folder)
+    told: list[int] = []
 
-    def watch(display: Display, progress: Progress) -> None:
-        shown(display, progress)
+    def watch(progress: Progress) -> None:
         if progress.phase == "rl":
             told.append(progress.step)
             fill(ballast)
 
-    monkeypatch.setattr(Display, "__call__", watch)
-    assert main(["resume", "run", "--root", str(small_disk)]) == 1
-    monkeypatch.undo()
-    assert "disk" in capsys.readouterr().err
+    with pytest.raises((StoreError, CheckpointError), match=r"No space left|disk is full") as caught:
+        resume_run(folder, watch=watch)
+    assert "free" in str(caught.value)
     reader = RunReader(folder)
     assert told == [4]
     assert [info.step for info in reader.steps("rl")] == [1, 2, 3, 4]
     assert reader.verify() == []
     assert len(reader.trajectories("rl", 4)) == 24
     assert reader.status().state in (RunState.FAILED, RunState.INTERRUPTED)
+    fill(ballast)
+    assert main(["resume", "run", "--root", str(small_disk)]) == 1
     ballast.unlink()
     assert main(["resume", "run", "--root", str(small_disk)]) == 0
     assert differences(facts(folder), reference) == []
@@ -249,6 +261,20 @@ def test_a_run_without_any_signal_says_so_and_ends_with_3(tmp_path: Path, capsys
     assert [info.step for info in reader.steps("rl")] == [1, 2]
     assert {row.fate for row in reader.trajectories("rl", 2)} == {Fate.FILTERED}
     assert accounting_problems(tmp_path / "idle") == []
+
+
+@pytest.mark.xfail(strict=True, reason="the report's error is shown in place of the run's, with its exit code")
+def test_a_report_that_cannot_be_written_does_not_hide_why_the_run_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(folder: Path, out: Path | None = None) -> Path:
+        raise StoreError("the report cannot be written: no space")
+
+    monkeypatch.setattr(page, "write_report", full)
+    words = [word for word in command_words(*wild("zero")) if not word.startswith("environment.name=")]
+    words += [f"run.root={tmp_path}", "run.name=idle", "stop.no_signal_groups=6"]
+    assert main(["train", str(FAULTY), *words]) == EXIT_STOPPED
+    assert "none of the first 6 groups" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_that_loses_half_of_its_episodes_stops_and_explains(tmp_path: Path) -> None:

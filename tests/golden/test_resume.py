@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,11 @@ from tiny_runs import (
     tiny_recipe,
 )
 
+from burnish.cli import main
 from burnish.core.errors import RunStopped, StoreError
+from burnish.loop.fork import fork_run, forked_recipe
+from burnish.loop.replay import replay_step
+from burnish.loop.standalone import export_run
 from burnish.store.layout import RunLayout
 from burnish.store.reader import RunReader
 from burnish.store.rows import RunState
@@ -169,6 +174,21 @@ def test_the_comparison_sees_damage_that_is_not_noticed(
     assert "final model.safetensors" in differences(facts(folder), reference)
 
 
+def test_a_checkpoint_without_its_row_gets_it_on_resume(stopped: Copy) -> None:
+    """As after a kill between the two."""
+    folder, ask = stopped(), StopAt("rl", 4)
+    connection = sqlite3.connect(RunLayout(folder).control)
+    connection.execute("DELETE FROM checkpoints WHERE name = 'rl-000003'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(RunStopped, match="stopped on request"):
+        resume_run(folder, watch=ask.watch, stop=ask.stop)
+    rows = {row.name: row.sha256 for row in RunReader(folder).checkpoints()}
+    on_disk = {ref.name: ref.sha256 for ref in checkpoint.list_checkpoints(folder / "checkpoints")}
+    assert {"rl-000003", "rl-000004"} <= on_disk.keys()
+    assert {name: rows.get(name) for name in on_disk} == on_disk
+
+
 @pytest.mark.parametrize("kind", [Optimizer, TaskCursor])
 def test_the_comparison_sees_state_that_was_left_out(
     stopped: Copy, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: type
@@ -179,6 +199,61 @@ def test_the_comparison_sees_state_that_was_left_out(
     found = differences(facts(folder), reference)
     assert "final model.safetensors" in found
     assert "scalar rl/3 reward/mean" not in found
+
+
+# -- other recipes ----------------------------------------------------------------------------------------------------
+
+
+def half_precision(parent: Path, folder: Path, outside: dict[str, Any]) -> None:
+    short = ("warm_start.steps=3", "rl.steps=1", "evaluation.before=false", "evaluation.tasks=2")
+    start_run(tiny_recipe("model.dtype=bfloat16", *short), folder, **outside)
+
+
+def fork_with_reference(parent: Path, folder: Path, outside: dict[str, Any]) -> None:
+    changes = ("rl.kl_weight=0.1", "rl.updates=2", "rl.schedule=cosine", "rl.baseline=leave_one_out", "rl.steps=3")
+    recipe = forked_recipe(parent, [*changes, "evaluation.tasks=2"])
+    fork_run(parent, recipe, folder, checkpoint="rl-000000", **outside)
+
+
+def adapters(parent: Path, folder: Path, outside: dict[str, Any]) -> None:
+    """Adapters on a model from elsewhere: that of the warm start, exported."""
+    model = folder.parent / "exported"
+    if not model.exists():
+        export_run(parent, model, f"sft-{SFT_STEPS:06d}")
+    changes = ("model.lora.rank=4", "rl.kl_weight=0.1", "rl.lr=1e-2", "rl.steps=3", "warm_start.steps=0")
+    recipe = tiny_recipe(f"model.path={model}", *changes, "evaluation.before=false", "evaluation.tasks=2")
+    start_run(recipe, folder, **outside)
+
+
+@pytest.mark.parametrize(
+    ("start", "moment"), [(half_precision, ("sft", 2)), (fork_with_reference, ("rl", 2)), (adapters, ("rl", 2))]
+)
+def test_resume_is_exact_with(
+    finished_run: Path, tmp_path: Path, start: Callable[..., None], moment: tuple[str, int]
+) -> None:
+    start(finished_run, tmp_path / "whole", {})
+    ask = StopAt(*moment)
+    with pytest.raises(RunStopped, match="stopped on request"):
+        start(finished_run, tmp_path / "stopped", {"watch": ask.watch, "stop": ask.stop})
+    resume_run(tmp_path / "stopped")
+    whole = facts(tmp_path / "whole")
+    assert differences(facts(tmp_path / "stopped"), whole) == []
+    if start is not half_precision:
+        assert float.fromhex(whole["scalar rl/3 kl_reference_nats_mean"]) > 0
+
+
+@pytest.mark.parametrize("step", [1, 6])
+def test_a_stored_step_replays_to_the_same_loss(finished_run: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    found = replay_step(finished_run, step, lambda text: None)
+    assert found.bit_equal
+    assert found.stored_loss != 0.0
+    if step > 1:
+        assert (found.checkpoint, found.replayed_steps) == ("rl-000004", 2)
+        monkeypatch.setattr(Optimizer, "restore", lambda self, state: None)
+        assert not replay_step(finished_run, step, lambda text: None).same
+
+
+# -- runs that are not resumed ----------------------------------------------------------------------------------------
 
 
 def test_a_finished_run_is_left_as_it_is(finished_run: Path) -> None:
@@ -195,6 +270,14 @@ def test_a_finished_run_is_left_as_it_is(finished_run: Path) -> None:
     assert RunReader(finished_run).status().state is RunState.FINISHED
 
 
+def test_resuming_a_finished_run_by_command_ends_with_0(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "done")
+    assert main(["resume", "done", "--root", str(tmp_path)]) == 0
+    assert "the run is finished; there is nothing left to do" in capsys.readouterr().out
+
+
 def test_changed_tasks_are_refused_and_another_change_of_the_source_is_said(
     stopped: Copy, tmp_path: Path, reference: dict[str, Any]
 ) -> None:
@@ -204,7 +287,7 @@ def test_changed_tasks_are_refused_and_another_change_of_the_source_is_said(
     text = source.read_text()
     source.write_text(text.replace('"train": 26', '"train": 27') + "\n")
     before = RunReader(folder).status().state
-    with pytest.raises(StoreError, match="tasks of split 'train' have changed.*fork"):
+    with pytest.raises(StoreError, match=r"tasks of split 'train' have changed.*fork"):
         resume_run(folder)
     assert RunReader(folder).status().state is before is RunState.STOPPED
     source.write_text(text + "\n# Another comment.\n")

@@ -4,8 +4,9 @@ import itertools
 import random
 import time
 
-from burnish import tool
 from sleepy_env import DOORS, Sleepy
+
+from burnish import tool
 
 HUGE = "x" * 10_000_000
 HANG_S = 0.5

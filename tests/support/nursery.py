@@ -91,8 +91,8 @@ def _say(line: str) -> None:
 
 def _work(command: dict[str, Any]) -> None:
     from burnish.core.errors import BurnishError
-    from burnish.loop.config import Recipe
     from burnish.loop.conductor import resume_run, start_run
+    from burnish.loop.config import Recipe
     from burnish.loop.progress import Progress
 
     def watch(progress: Progress) -> None:
@@ -129,6 +129,7 @@ FAULTS = {"": lambda: None, "unshared weights": _unshare_weights}
 
 def _main() -> None:
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401 - what the attempts will need
+
     from burnish.loop import conductor, workers  # noqa: F401
 
     # Spawned workers would import everything anew in each attempt; the tests of the command line do spawn.
@@ -142,7 +143,7 @@ def _main() -> None:
             _say(f"pid {os.getpid()}")
             try:
                 _work(command)
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - a forked process must never return into its parent's code
                 import traceback
 
                 traceback.print_exc()

@@ -7,19 +7,17 @@ from burnish import Environment, Task, ToolError, tool
 
 DOORS = ("ash", "bay", "cob", "dew", "elm", "fir", "gum", "hay")
 LONGEST_NAP_S = 0.02
+SIZES = {"train": 26, "heldout": 8}
 
 
 class Sleepy(Environment):
     """Knock at two doors and say the digits that come back; half of the reward is for the right digits."""
 
-    graders = ("get_reward",)
-    sizes = {"train": 26, "heldout": 8}
-
     def __init__(self):
         self.knocks = 0
 
     def tasks(self, split, rng):
-        for _ in range(self.sizes[split]):
+        for _ in range(SIZES[split]):
             one, two = rng.sample(DOORS, 2)
             digits = {door: rng.randint(0, 3) for door in DOORS}
             answer = f"{digits[one]}{digits[two]}"

@@ -359,6 +359,18 @@ def test_undescribed_tools_are_found() -> None:
     assert "no description" in check.detail
 
 
+def test_an_undescribed_parameter_is_named_and_fails_nothing() -> None:
+    class Brief(Warehouse):
+        @tool(inline=True)
+        def count(self, shelf: str) -> int:
+            """Count the pears on a shelf."""
+            return self.pears[shelf]
+
+    report = diagnose(Brief)
+    assert report.healthy
+    assert "parameter shelf has no description" in report.check("schema").detail
+
+
 def test_tasks_that_stand_in_two_splits_and_empty_splits_are_found() -> None:
     class Shared:
         name, chance, splits = "shared", 0.0, ("train", "heldout", "unseen")

@@ -66,10 +66,14 @@ def test_gluing_values_would_show_in_that_test(tokenizer: PreTrainedTokenizerFas
     assert not set(glued(conversation_text(conversation("melon", "Grace", 907)))["input_ids"]) <= seen
 
 
-def test_numbers_are_read_digit_by_digit(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert tokenizer.tokenize("1042 in 1042") == ["1", "0", "4", "2", "Ġin", "Ġ", "1", "0", "4", "2"]
+def test_numbers_are_read_two_digits_at_a_time(tokenizer: PreTrainedTokenizerFast) -> None:
+    pieces = tokenizer.tokenize("1042 in 1042")
+    number, between = pieces[: (len(pieces) - 2) // 2], ["Ġin", "Ġ"]
+    assert pieces == [*number, *between, *number]
+    assert "".join(number) == "1042"
+    assert all(len(piece) <= 2 for piece in number)
     pieces = [token for token in tokenizer.get_vocab() if any(digit in token for digit in "0123456789")]
-    assert all(len(token) == 1 for token in pieces)
+    assert all(token.isdigit() and len(token) <= 2 for token in pieces)
 
 
 def test_training_does_not_depend_on_order() -> None:

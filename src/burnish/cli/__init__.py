@@ -63,6 +63,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(parser=command)
         _ARGUMENTS[name](command)
     return parser
 
@@ -93,6 +94,7 @@ def _fork(parser: argparse.ArgumentParser) -> None:
     _run(parser)
     parser.add_argument("--step", default="", metavar="CHECKPOINT", help="such as rl-000020 (default: the newest)")
     _overrides(parser)
+    parser.epilog = "Every key may change but those of model and warm_start: the weights are made of them."
 
 
 def _eval(parser: argparse.ArgumentParser) -> None:
@@ -204,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(words)
     if rest:
-        _take_rest(parser, arguments, rest)
+        _take_rest(getattr(arguments, "parser", parser), arguments, rest)
     if arguments.version:
         import burnish
 
@@ -224,7 +226,3 @@ def _take_rest(parser: Parser, arguments: argparse.Namespace, rest: list[str]) -
     if unknown or not target:
         parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     setattr(arguments, target, [*getattr(arguments, target), *rest])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,12 +8,14 @@ import logging
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
@@ -35,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Dispatch to a command; expected errors become one message and an exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors)])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # What transformers and peft will change in themselves is no news for whoever trains a model.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         return _COMMANDS[arguments.command](arguments)
     except BurnishError as error:
@@ -384,12 +388,15 @@ def _keys(arguments: argparse.Namespace) -> int:
     sections = list(Recipe.model_fields)
     if arguments.section and arguments.section not in sections:
         raise ConfigError(f"no section {arguments.section!r}{suggestion(arguments.section, sections)}: {sections}")
-    table = Table("key", "default", "what it does", show_lines=False)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("key", no_wrap=True)
+    table.add_column("what it does, and its default", overflow="fold")
     for key in all_keys():
         if not arguments.section or key.startswith(f"{arguments.section}."):
             info = _field(key)
             default = info.get_default(call_default_factory=True)
-            table.add_row(key, Text(repr(default)), Text(info.description or ""))
+            text = Text(f"{info.description}  " if info.description else "")
+            table.add_row(key, text.append(f"[{default!r}]", style="dim"))
     console.print(table)
     return 0
 

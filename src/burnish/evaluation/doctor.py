@@ -25,7 +25,7 @@ from burnish.core.trajectory import Trajectory
 from burnish.environments.base import expert_policy
 from burnish.evaluation.heldout import SUCCESS_AT
 from burnish.evaluation.probes import Probe, Recorder, first_difference, loop_lag_s, run_probe
-from burnish.evaluation.schema_lint import schema_problems
+from burnish.evaluation.schema_lint import is_advice, schema_problems
 from burnish.rollout.runner import MakeEnvironment
 from burnish.rollout.scripts import best_constant, constant, no_op, random_valid
 
@@ -334,14 +334,17 @@ class _Doctor:
         return Check(name="state", ok=not wrong, detail=detail, measured={"n": len(chosen), "writes": writes})
 
     def schema(self) -> Check:
-        """Every tool that was offered has a name, a description and described, typed parameters."""
+        """Every tool that was offered has a name, a description and typed parameters.
+
+        Parameters without a description are named and fail nothing.
+        """
         specs = self._recorder.specs
         problems = schema_problems(list(specs.values()))
         detail = "; ".join(problems[:_NAMED_PROBLEMS]) or f"{len(specs)} tools, all described"
         detail += f"; and {len(problems) - _NAMED_PROBLEMS} more" if len(problems) > _NAMED_PROBLEMS else ""
-        return Check(
-            name="schema", ok=not problems, detail=detail, measured={"tools": len(specs), "problems": len(problems)}
-        )
+        sound = all(is_advice(problem) for problem in problems)
+        measured = {"tools": len(specs), "problems": len(problems)}
+        return Check(name="schema", ok=sound, detail=detail, measured=measured)
 
     def tool_latency(self) -> Check:
         """Tool calls are fast enough that they do not set the pace of training."""

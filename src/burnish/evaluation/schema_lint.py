@@ -13,6 +13,7 @@ from burnish.core.tool import ToolSpec
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What OpenAI-compatible endpoints accept as a function name."""
 
+_UNDESCRIBED = "has no description; add it to the docstring"
 _SAYS_TYPE = ("type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref")
 
 
@@ -58,5 +59,14 @@ def _parameter_problems(name: str, schema: Any) -> list[str]:
     if not any(key in schema for key in _SAYS_TYPE):
         problems.append(f"parameter {name} has no type; add a type hint")
     if not str(schema.get("description", "")).strip():
-        problems.append(f"parameter {name} has no description; add it to the docstring")
+        problems.append(f"parameter {name} {_UNDESCRIBED}")
     return problems
+
+
+def is_advice(problem: str) -> bool:
+    """Whether a problem only makes a tool harder to use: a parameter whose name and type are all there is to know.
+
+    >>> is_advice("count: parameter shelf has no description; add it to the docstring")
+    True
+    """
+    return problem.endswith(_UNDESCRIBED)

@@ -66,11 +66,11 @@ class TinySection(Section):
     family: Literal["qwen3", "llama", "mistral", "gemma", "gpt2"] = "qwen3"
     hidden_size: int = Field(128, ge=8)
     layers: int = Field(3, ge=1)
-    heads: int = Field(4, ge=1)
-    kv_heads: int = Field(1, ge=1)
+    heads: int = Field(8, ge=1)
+    kv_heads: int = Field(8, ge=1, description="fewer than heads share keys and values; copying wants many")
     intermediate_size: int = Field(256, ge=8)
     max_positions: int = Field(2048, ge=64)
-    vocab_size: int = Field(512, ge=300, description="of the tokenizer trained on the environment's own traces")
+    vocab_size: int = Field(640, ge=300, description="of the tokenizer trained on the environment's own traces")
 
 
 class LoraSection(Section):
@@ -123,6 +123,7 @@ class WarmStartSection(Section):
     warmup_steps: int = Field(20, ge=0)
     grad_clip: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    beta2: float = Field(0.95, gt=0, lt=1, description="of AdamW; a short memory suits a short phase")
 
 
 class RLSection(Section):
@@ -137,6 +138,7 @@ class RLSection(Section):
     warmup_steps: int = Field(0, ge=0)
     grad_clip: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    beta2: float = Field(0.999, gt=0, lt=1, description="of AdamW")
     loss: str = Field("grpo", description="name of a loss in burnish.algorithms")
     baseline: Literal["mean", "leave_one_out"] = "mean"
     scale: Literal["none", "std"] = Field("std", description="divide by the group's standard deviation (GRPO) or not")

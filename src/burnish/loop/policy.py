@@ -68,7 +68,8 @@ def create_policy(recipe: Recipe, world: World, folder: Path, watch: Watcher) ->
         _announce_plan(recipe, world, model.config, device, watch)
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_note(folder, {"model": {"show_tools": shows_tools(recipe)}})
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    write_note(folder, {"model": {"show_tools": shows_tools(recipe), "parameters": parameters}})
     if settings.lora.rank > 0 and not settings.path:
         save_file(model_state(model), folder / BASE_WEIGHTS)
     policy = _policy(_with_lora(recipe, model), tokenizer, device, dtype, shows_tools(recipe))
@@ -122,9 +123,11 @@ def reopen_policy(recipe: Recipe, folder: Path, *, base_weights: bool = False) -
 
 
 def _tiny_model(recipe: Recipe, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    return build_tiny(tokenizer, tiny_spec(recipe), derive_seed(recipe.run.seed, "model")).to(
-        device=device, dtype=dtype
-    )
+    model = build_tiny(tokenizer, tiny_spec(recipe), derive_seed(recipe.run.seed, "model"))
+    # Parameters alone: rotary frequencies stay in float32, as in a model that is reopened or loaded in half precision.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model.to(device)
 
 
 def tiny_spec(recipe: Recipe) -> TinySpec:

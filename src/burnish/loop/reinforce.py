@@ -57,6 +57,7 @@ def optimizer_spec(settings: RLSection) -> OptimizerSpec:
         warmup_steps=settings.warmup_steps,
         total_steps=settings.steps * settings.updates,
         weight_decay=settings.weight_decay,
+        beta2=settings.beta2,
         max_grad_norm=settings.grad_clip,
     )
 
@@ -148,7 +149,12 @@ def _shuffled(rewards: Sequence[list[float | None]], seed: int) -> list[list[flo
 def learn(session: Session, step: int, batch: Batch) -> dict[str, float]:
     """Back-propagate the trained members, step the optimizer, prove that the samplers follow."""
     settings, state = session.recipe.rl, session.state
-    figures: dict[str, float] = {"loss": 0.0, "policy_version": float(state.version)}
+    figures: dict[str, float] = {
+        "loss": 0.0,
+        "policy_version": float(state.version),
+        "check/logprob_tolerance": session.tolerance,
+        "check/micro_batch_tolerance": session.micro_batch_tolerance,
+    }
     total = LossSums()
     for update in range(settings.updates):
         parts = _parts(session, batch, update)

@@ -76,7 +76,8 @@ def model_subject(path: str, overrides: Sequence[str] = ()) -> Subject:
     overrides: `section.key=value` words, applied on top.
     """
     note = read_note(Path(path))
-    recipe = _for_evaluation(note | {"model": {**note.get("model", {}), "path": path}}, overrides, path)
+    data = {section: note[section] for section in ("environment", "limits") if section in note}
+    recipe = _for_evaluation(data | {"model": {"path": path}}, overrides, path)
     loaded = load_policy(path, device=recipe.model.device, dtype=recipe.model.dtype)
     renderer = ChatRenderer(loaded.tokenizer, show_tools=shows_tools(recipe))
     pad_id = loaded.tokenizer.pad_token_id

@@ -35,6 +35,7 @@ def optimizer_spec(session: Session) -> OptimizerSpec:
         warmup_steps=min(settings.warmup_steps, max(0, settings.steps - 1)),
         total_steps=settings.steps,
         weight_decay=settings.weight_decay,
+        beta2=settings.beta2,
         max_grad_norm=settings.grad_clip,
     )
 

@@ -14,7 +14,7 @@ from burnish.policies.load import load_config, pick_device, pick_dtype
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmptyPolicy:
-    """A model with meaningless weights and its tokenizer.  `reopen(Path("runs/a/model"), device="cpu", dtype="auto")`"""
+    """A model with meaningless weights, its tokenizer, and where they are: `EmptyPolicy(..., device=cpu, ...)`."""
 
     model: Any
     tokenizer: Any

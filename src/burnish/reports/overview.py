@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,6 +54,7 @@ def overview(reader: RunReader, readings: Readings) -> dict[str, Any]:
     except StoreError as error:
         manifest = {}
         problems.append(str(error))
+    manifest = manifest | {"model": _built(reader)}
     try:
         readings.update(status.attempt)
     except StoreError as error:
@@ -115,6 +117,15 @@ def facts(manifest: Mapping[str, Any], status: RunStatus, steps: Sequence[StepIn
         ("commit", str(_mapping(manifest, "git").get("commit") or "")),
     ]
     return [(title, text) for title, text in pairs if text]
+
+
+def _built(reader: RunReader) -> dict[str, Any]:
+    """What was noted beside the model when it was made, such as its number of parameters."""
+    try:
+        note = json.loads((reader.layout.model / "burnish.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return dict(_mapping(note, "model")) if isinstance(note, dict) else {}
 
 
 def duration_text(seconds: float) -> str:

@@ -25,6 +25,8 @@ from burnish.rollout.tools import COUNTERS, Toolbelt
 
 T = TypeVar("T")
 
+THINK_END = "</think>"
+
 WORLD_TIMEOUT_S = 120.0
 """Wall seconds for one call of start, reply, finish or close: a world that hangs must not hang the run."""
 
@@ -197,7 +199,7 @@ class Episode:
         answer_s = self._now_s()
         new = await self._answer_of_world(message)
         if new is None:
-            self._answer = message.text
+            self._answer = spoken(message.text)
             self.outcome = COMPLETED
             return
         self.observation = new
@@ -332,6 +334,15 @@ class Episode:
 
     def _now_s(self) -> float:
         return time.perf_counter() - self._zero_s
+
+
+def spoken(text: str) -> str:
+    """What is left of a turn after its thinking: graders judge the answer, not how it was found.
+
+    >>> spoken("<think>3 + 4 is 7</think>\\n\\n7"), spoken("7")
+    ('7', '7')
+    """
+    return text.rpartition(THINK_END)[2].lstrip("\n") if THINK_END in text else text
 
 
 def offered(tools: Sequence[Tool], task: Task) -> tuple[Tool, ...]:

@@ -8,7 +8,6 @@ from random import Random
 from burnish.environments.shop.database import added, updated
 from burnish.environments.shop.templates import (
     DONE,
-    THREE_DIGITS,
     Changes,
     Job,
     Question,
@@ -26,6 +25,8 @@ from burnish.environments.shop.templates import (
 from burnish.environments.shop.world import AMOUNTS, World, pick
 
 SMALL = range(2, 10)
+"""Chosen so that sums of this level have two digits, as every other number of it has."""
+
 BATCH = range(11, 41)
 
 
@@ -70,7 +71,7 @@ class Arrival(Question):
         return each_product(world)
 
     def details(self, world: World, slots: Slots, rng: Random) -> Slots:
-        return {"units": pick(rng, range(max(11, 100 - world.products[slots["product"]].units), 99))}
+        return {"units": pick(rng, SMALL)}
 
     def answer(self, world: World, slots: Slots) -> int:
         return world.products[slots["product"]].units + int(slots["units"])
@@ -85,10 +86,10 @@ class Cost(Question):
     wordings = ("What do {units} units of {product} cost?", "Total price of {units} units of {product}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return [slots for slots in each_product(world) if world.products[slots["product"]].price > 11]
+        return [{"product": name} for name, product in world.products.items() if product.price < 50]
 
     def details(self, world: World, slots: Slots, rng: Random) -> Slots:
-        return {"units": pick(rng, [n for n in SMALL if n * world.products[slots["product"]].price in THREE_DIGITS])}
+        return {"units": pick(rng, [n for n in SMALL if n * world.products[slots["product"]].price < 100])}
 
     def answer(self, world: World, slots: Slots) -> int:
         return int(slots["units"]) * world.products[slots["product"]].price
@@ -210,10 +211,10 @@ class Weight(Question):
     wordings = ("What do {units} units of {product} weigh?", "How heavy are {units} units of {product}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
-        return [slots for slots in each_product(world) if world.products[slots["product"]].weight > 11]
+        return [{"product": name} for name, product in world.products.items() if product.weight < 50]
 
     def details(self, world: World, slots: Slots, rng: Random) -> Slots:
-        return {"units": pick(rng, [n for n in SMALL if n * world.products[slots["product"]].weight in THREE_DIGITS])}
+        return {"units": pick(rng, [n for n in SMALL if n * world.products[slots["product"]].weight < 100])}
 
     def answer(self, world: World, slots: Slots) -> int:
         return int(slots["units"]) * world.products[slots["product"]].weight

@@ -69,7 +69,7 @@ const overviewTab = (() => {
     if (!rows.length) return null;
     const cells = [...rows].reverse().map((event) => element("tr", {},
       element("td", {}, event.phase ? `${event.phase} ${event.step}` : "-"),
-      element("td", {}, element("span", { class: /finding|violat|nonfinite|error/.test(event.kind) ? "pill bad" : "pill" }, event.kind)),
+      element("td", {}, element("span", { class: /finding|invariant|violat|nonfinite|error/.test(event.kind) ? "pill bad" : "pill" }, event.kind)),
       element("td", { class: "wide-text" }, event.detail,
         Object.keys(event.data).length ? element("details", {}, element("summary", {}, "data"), dom.json(event.data)) : null),
       element("td", { class: "muted" }, format.moment(event.at_s))));

@@ -1,0 +1,7 @@
+"""`python -m burnish.cli` is the command `burnish`."""
+
+import sys
+
+from burnish.cli import main
+
+sys.exit(main())
