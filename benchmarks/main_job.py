@@ -133,17 +133,18 @@ def median(values: Sequence[float]) -> str:
     """Median with the smallest and largest value."""
     if not values:
         return "-"
-    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+    text = f"{statistics.median(values):.2f} {min(values):.2f}-{max(values):.2f}"
+    return text.replace("0.", ".").replace("1.00", "1.0")
 
 
 def table(results: dict[str, list[Result]]) -> Table:
     """The printed table: one row for each arm."""
-    found = Table(title="held-out success, median (min-max) over seeds", box=None, pad_edge=False)
+    found = Table(title="held-out success: median min-max over seeds", box=None, pad_edge=False)
     for name in ("arm", "SFT samp.", "SFT greedy", "end samp.", "end greedy", "SFT+RL s"):
         found.add_column(name, no_wrap=True)
     for arm, runs in results.items():
         row = [median([run.success[key] for run in runs if key in run.success]) for key in _keys(arm)]
-        found.add_row(arm, *[cell.replace("0.", ".") for cell in row], _seconds([r.sft_s + r.rl_s for r in runs]))
+        found.add_row(arm, *row, _seconds([r.sft_s + r.rl_s for r in runs]))
     return found
 
 
@@ -154,7 +155,7 @@ def _keys(arm: str) -> tuple[str, str, str, str]:
 
 
 def _seconds(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.0f} ({min(values):.0f}-{max(values):.0f})"
+    return f"{statistics.median(values):.0f} {min(values):.0f}-{max(values):.0f}"
 
 
 def figures(results: dict[str, list[Result]]) -> dict[str, Any]:
@@ -220,6 +221,8 @@ def main() -> int:
     decided = [bar for bar in found["bars"].values() if bar is not None]
     complete = set(arms) == set(ARMS) and seeds >= 5
     found["holds"] = None if arguments.quick or not complete else all(decided)
+    if arguments.quick:
+        found["bars"] = dict.fromkeys(found["bars"])
     for name, bar in found["bars"].items():
         console.print(f"  {'yes' if bar else 'not run' if bar is None else 'NO':8}{name}", highlight=False)
     print(json.dumps(found))

@@ -58,7 +58,9 @@ def add_lora(model: nn.Module, spec: LoraSpec, *, seed: int) -> nn.Module:
     advice = (
         f"LoRA targets {targets!r} bind no module of {type(model).__name__}; its linear layers: {', '.join(linear)}"
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # peft still reads an attribute that transformers is about to rename; nothing of ours depends on it.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         torch.manual_seed(seed)
         try:
             wrapped: nn.Module = peft.get_peft_model(model, config)
