@@ -89,7 +89,7 @@ class Bench:
         if not exported.exists():
             export_run(parent, exported, "rl-000000")
         words = (f"model.path={exported}", "model.lora.rank=16", "model.show_tools=none", "warm_start.steps=0")
-        recipe = self._recipe("demo", *words, "rl.lr=3e-3", "evaluation.before=true")
+        recipe = self._recipe("demo", *words, "rl.lr=2e-3", "evaluation.before=true")
         return self._run("lora", recipe)
 
     def level2(self) -> Result:

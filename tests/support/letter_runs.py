@@ -23,6 +23,7 @@ BASE: dict[str, Any] = {
             "hidden_size": 32,
             "layers": 1,
             "heads": 2,
+            "kv_heads": 1,
             "intermediate_size": 48,
             "vocab_size": 320,
             "max_positions": 256,

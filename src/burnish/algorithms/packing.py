@@ -80,8 +80,16 @@ class _Row:
         return int(self.columns[-1])
 
 
+PADDING_WORTH_A_PASS = 100
+"""Padded tokens that cost about as much as one more forward and backward pass of a tiny model on a CPU."""
+
+PADDING_SHARE = 0.1
+"""Share of a micro-batch that may be padding in any case: on long samples more passes cost more than they save."""
+
+
 def micro_batches(samples: Sequence[TrainingSample], *, max_tokens: int, pad_id: int) -> list[MicroBatch]:
-    """Cut `samples` into micro-batches of at most `max_tokens` padded input tokens, longest first.
+    """Cut `samples` into micro-batches of at most `max_tokens` padded input tokens, longest first; a micro-batch also
+    ends where its padding would cost more than another pass.
 
     Pure and deterministic: ties are broken by the order of `samples`.  A sample longer than `max_tokens` gets a
     micro-batch of its own; one without trained tokens appears in none.  Raises ValueError for max_tokens < 1 and for
@@ -94,10 +102,22 @@ def micro_batches(samples: Sequence[TrainingSample], *, max_tokens: int, pad_id:
     batches: list[MicroBatch] = []
     start = 0
     while start < len(rows):
-        count = max(1, max_tokens // rows[start].inputs)
+        count = _rows_that_fit(rows, start, max_tokens)
         batches.append(_pack(rows[start : start + count], pad_id))
         start += count
     return batches
+
+
+def _rows_that_fit(rows: Sequence[_Row], start: int, max_tokens: int) -> int:
+    """How many rows from `start` go together: within the budget, and until padding costs more than another pass."""
+    width = rows[start].inputs
+    count, padding = 1, 0
+    while start + count < len(rows) and (count + 1) * width <= max_tokens:
+        padding += width - rows[start + count].inputs
+        if padding > max(PADDING_WORTH_A_PASS, PADDING_SHARE * (count + 1) * width):
+            break
+        count += 1
+    return count
 
 
 def _row(index: int, sample: TrainingSample) -> _Row | None:
