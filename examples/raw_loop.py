@@ -1,11 +1,14 @@
 """GRPO with nothing hidden: from a stored batch of episodes to new weights, in plain torch.
 
-    python examples/raw_loop.py RUN/model RUN/segments/SEGMENT.parquet --steps 3 --learning-rate 3e-4
+    python examples/raw_loop.py runs/demo-001 --step 1 --steps 3
 
-The library does the same with less waste (it packs, skips logits that nobody asked for, shards over processes and can
-be resumed); this file is here to be read.  It uses no part of the library.  Every step does, over one batch of groups:
+reads the batch that the run rolled out in RL step 1 and the weights that it was rolled out with, and takes three
+optimizer steps on it.  The library does the same with less waste (it packs, skips logits that nobody asked for, shards
+over processes and can be resumed); this file is here to be read.  It uses no part of the library.  Every step does,
+over one batch of groups:
 
-1. advantage of an episode: A = reward - mean reward of its group (a group whose rewards are all equal is skipped)
+1. advantage of an episode: A = reward - mean reward of its group (a group whose rewards are all equal is skipped),
+   divided by the standard deviation of the group's rewards where the run says so
 2. log pi(y_t) of every token that the policy had sampled, under the weights as they are now
 3. ratio r_t = exp(log pi(y_t) - stored log-probability at sampling time)
 4. loss = -sum_t min(r_t A, clip(r_t, 1 - low, 1 + high) A) / number of sampled tokens in the batch
@@ -17,7 +20,9 @@ Formulas: GRPO, arXiv 2402.03300; clipping and averaging as in DAPO, arXiv 2503.
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import sqlite3
 from pathlib import Path
 
 import torch
@@ -25,7 +30,23 @@ import torch
 # ---------------------------------------------------------------------------------------------------- the stored batch
 
 
-def read_rows(segments):
+def find_segment(run, step):
+    """The Parquet file of an RL step, and the loss that the run stored for it.
+
+    A step that was taken again after a resume has several rows here; the one that counts is not superseded.
+    """
+    database = sqlite3.connect(f"file:{run / 'control.sqlite'}?mode=ro", uri=True)
+    query = "SELECT id, segment FROM steps WHERE phase = 'rl' AND step = ? AND superseded = 0"
+    found = database.execute(query, (step,)).fetchone()
+    if found is None:
+        raise SystemExit(f"{run} has no RL step {step}")
+    query = "SELECT value FROM scalars WHERE step_id = ? AND name = 'loss'"
+    loss = database.execute(query, (found[0],)).fetchone()[0]
+    database.close()
+    return run / "segments" / found[1], loss
+
+
+def read_rows(segment):
     """The rows that were trained on: one dictionary for each episode.
 
     Of the stored columns these are used:
@@ -39,9 +60,7 @@ def read_rows(segments):
     """
     import pyarrow.parquet
 
-    rows = []
-    for segment in segments:
-        rows += pyarrow.parquet.read_table(segment).to_pylist()
+    rows = pyarrow.parquet.read_table(segment).to_pylist()
     return [row for row in rows if row["fate"] == "trained" and row["reward"] is not None]
 
 
@@ -74,7 +93,7 @@ def paths(row):
         yield token_ids, trained, logprobs
 
 
-def advantages(rows):
+def advantages(rows, divide_by_std):
     """Reward minus the mean reward of the group, by trajectory id; groups without signal are left out."""
     groups = {}
     for row in rows:
@@ -84,14 +103,16 @@ def advantages(rows):
         rewards = [member["reward"] for member in members]
         mean = math.fsum(rewards) / len(rewards)
         if max(rewards) - min(rewards) > 1e-9:
+            variance = math.fsum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - 1)
+            scale = math.sqrt(variance) + 1e-6 if divide_by_std else 1.0
             for member in members:
-                result[member["trajectory_id"]] = member["reward"] - mean
+                result[member["trajectory_id"]] = (member["reward"] - mean) / scale
     return result
 
 
-def make_batch(rows):
+def make_batch(rows, divide_by_std):
     """Every trained path as a dictionary with tensors: ids [T], where [N] (columns of the sampled tokens), old [N]."""
-    advantage = advantages(rows)
+    advantage = advantages(rows, divide_by_std)
     batch = []
     for row in rows:
         if row["trajectory_id"] not in advantage:
@@ -161,40 +182,80 @@ def adamw(parameters, moments, step, learning_rate, beta1=0.9, beta2=0.999, epsi
         parameter.grad = None
 
 
+# ------------------------------------------------------------------------------------------ the weights it started from
+
+
+def read_settings(run):
+    """The run's RL settings; says so where they ask for more than this file has."""
+    recipe = json.loads((run / "manifest.json").read_text())["recipe"]
+    settings = recipe["rl"]
+    plain = {"loss": "grpo", "aggregation": "token", "baseline": "mean", "kl_weight": 0.0, "updates": 1}
+    plain |= {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "shuffle_rewards": False}
+    for key, value in plain.items():
+        if settings[key] != value:
+            raise SystemExit(f"{run} was trained with rl.{key}={settings[key]}; this loop knows only {value}")
+    if recipe["model"]["lora"]["rank"] > 0:
+        raise SystemExit(f"{run} trained adapters; this loop trains all weights")
+    return settings
+
+
+def read_checkpoint(run, step):
+    """The model and the optimizer's moments as they were before RL step `step`."""
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = run / "checkpoints" / f"rl-{step - 1:06d}"
+    if not folder.is_dir():
+        found = sorted(int(path.name[3:]) + 1 for path in (run / "checkpoints").glob("rl-*"))
+        listed = ", ".join(map(str, found)) or "none"
+        raise SystemExit(f"no checkpoint of the weights before step {step} is kept; steps that have one: {listed}")
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(run / "model"), dtype=torch.float32)
+    # A tied output layer is stored once, under the name of the embedding.
+    missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise SystemExit(f"{folder} is of another model: {missing or unexpected}")
+    return model, load_file(folder / "optimizer.safetensors")
+
+
 # --------------------------------------------------------------------------------------------------------- the loop
 
 
-def train(model, rows, *, steps, learning_rate, temperature=1.0, clip_low=0.2, clip_high=0.28, max_grad_norm=1.0):
-    """Take `steps` steps on the same batch of rows; yields (loss, gradient norm) of each.  Changes `model` in place."""
+def train(model, rows, settings, optimizer, *, steps):
+    """Take `steps` steps on the same batch of rows; yields (loss, gradient norm) of each.  Changes `model` in place.
+
+    settings: lr, temperature, clip_low, clip_high, grad_clip and scale ("std" or "none").  optimizer: the state that
+    a checkpoint stores: "steps" taken before, and for each parameter its two moments once there were any.
+    """
     model.eval()  # no dropout: the first ratio of fresh samples is exactly 1
-    batch = make_batch(rows)
+    batch = make_batch(rows, settings["scale"] == "std")
     if not batch:
         raise SystemExit("no group in this batch has two different rewards; there is nothing to learn from it")
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    moments = [(torch.zeros_like(parameter), torch.zeros_like(parameter)) for parameter in parameters]
-    for step in range(1, steps + 1):
-        loss = batch_loss(model, batch, temperature, clip_low, clip_high)
-        norm = clip_gradients(parameters, max_grad_norm)
-        adamw(parameters, moments, step, learning_rate)
+    parameters, moments = [], []
+    for name, parameter in model.named_parameters():
+        parameters.append(parameter)
+        stored = [optimizer.get(f"{moment}.{name}") for moment in ("exp_avg", "exp_avg_sq")]
+        moments.append([torch.zeros_like(parameter) if tensor is None else tensor.clone() for tensor in stored])
+    before = int(optimizer.get("steps", 0))
+    for step in range(before + 1, before + steps + 1):
+        loss = batch_loss(model, batch, settings["temperature"], settings["clip_low"], settings["clip_high"])
+        norm = clip_gradients(parameters, settings["grad_clip"])
+        adamw(parameters, moments, step, settings["lr"])
         yield loss, norm
 
 
 def main():
     parser = argparse.ArgumentParser(description="GRPO with nothing hidden, on a stored batch")
-    parser.add_argument("model", type=Path, help="a Hugging Face folder: the weights that sampled the batch")
-    parser.add_argument("segments", type=Path, nargs="+", help="Parquet segments of a run")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--out", type=Path, help="where to save the new weights")
+    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("--step", type=int, default=1, help="the RL step whose batch to train on (default: 1)")
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps to take on it (default: 3)")
+    parser.add_argument("--out", type=Path, help="where to save the new weights as a Hugging Face folder")
     arguments = parser.parse_args()
-
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-    options = {"learning_rate": arguments.learning_rate, "temperature": arguments.temperature}
-    rows = read_rows(arguments.segments)
-    for step, (loss, norm) in enumerate(train(model, rows, steps=arguments.steps, **options), start=1):
+    settings = read_settings(arguments.run)
+    segment, stored_loss = find_segment(arguments.run, arguments.step)
+    model, optimizer = read_checkpoint(arguments.run, arguments.step)
+    rows = read_rows(segment)
+    print(f"{len(rows)} episodes of RL step {arguments.step}; the run itself stored a loss of {stored_loss:+.6f}")
+    for step, (loss, norm) in enumerate(train(model, rows, settings, optimizer, steps=arguments.steps), start=1):
         print(f"step {step}: loss {loss:+.6f}, gradient norm {norm:.4f}")
     if arguments.out:
         model.save_pretrained(arguments.out)

@@ -101,7 +101,7 @@ def test_a_killed_worker_stops_the_run_which_goes_on_from_there(
 ) -> None:
     folder = tmp_path / "run"
     attempt = nursery.attempt(folder, tiny_recipe("run.in_process=false").model_dump_json())
-    for moment, victim in (("sft 9", 0), ("rl 3", 1)):
+    for moment, victim in (("sft 9 ", 0), ("rl 3 ", 1)):
         assert attempt.wait_for(moment)
         workers = workers_of(attempt.pid)
         assert len(workers) == 2

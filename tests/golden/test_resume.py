@@ -62,21 +62,23 @@ def tasks_of(folder: Path, step: int) -> list[str]:
     return [row.trajectory.task_id for row in rows if row.trajectory.sample_index == 0]
 
 
-# Where the main process is killed: after this line of its progress, and up to so many seconds later.
+# Where the main process is killed: after this line of its progress, and up to so many seconds later.  A step of RL
+# takes longer than that, since its tools sleep, so that no moment can be passed over.
 MOMENTS = (
-    (f"sft {SFT_STEPS // 4}", 0.02),
-    (f"sft {SFT_STEPS // 2}", 0.05),
+    (f"sft {SFT_STEPS // 4} ", 0.02),
+    (f"sft {SFT_STEPS // 2} ", 0.05),
     ("evaluate 0 after_sft", 0.1),
-    ("rl 2", 0.02),
-    ("rl 3", 0.2),
-    ("rl 4", 0.4),
-    ("rl 5", 0.2),
-    ("evaluate 0 after_rl", 0.05),
+    ("rl 2 ", 0.03),
+    ("rl 3 ", 0.03),
+    ("rl 4 ", 0.1),
+    ("rl 5 ", 0.08),
+    ("evaluate 0 after_rl", 0.02),
 )
 
 
 @pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(nursery: Nursery, tmp_path: Path, reference: dict[str, Any]) -> None:
+    """Two worker processes that are killed give the bits of one process that is not."""
     folder = tmp_path / "killed"
     attempt = nursery.attempt(folder, tiny_recipe("run.in_process=false").model_dump_json())
     rng = random.Random(20)
@@ -111,49 +113,16 @@ def test_kills_at_random_moments_change_nothing(nursery: Nursery, tmp_path: Path
     }
 
 
-def test_worker_processes_give_the_bits_of_one_process(
-    nursery: Nursery, tmp_path: Path, reference: dict[str, Any]
-) -> None:
-    folder = tmp_path / "processes"
-    attempt = nursery.attempt(folder, tiny_recipe("run.in_process=false").model_dump_json())
-    attempt.wait_for("rl 1")
-    workers = descendants(attempt.pid)
-    attempt.wait_for("")
-    assert attempt.end == 0
-    assert len(workers) >= 2
-    assert orphans_after(workers, 5.0) == []
-    assert differences(facts(folder), reference) == []
-
-
-def test_a_stop_between_two_commits_of_sft_changes_nothing(tmp_path: Path, reference: dict[str, Any]) -> None:
-    folder, ask = tmp_path / "run", StopAt("sft", 17)
-    with pytest.raises(RunStopped) as caught:
-        start_run(tiny_recipe(), folder, watch=ask.watch, stop=ask.stop)
-    assert caught.value.cause == "interrupted"
-    status = RunReader(folder).status()
-    assert (status.state, status.live) == (RunState.STOPPED, False)
-    assert RunReader(folder).checkpoints()[-1].name == "sft-000017"
-    resume_run(folder)
-    assert differences(facts(folder), reference) == []
-
-
 def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
 
 
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-@pytest.mark.parametrize("damage", [flip_a_bit, cut_short])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
-    stopped: Copy, reference: dict[str, Any], damage: Callable[[Path], None]
-) -> None:
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(stopped: Copy, reference: dict[str, Any]) -> None:
     folder = stopped()
     checkpoints = folder / "checkpoints"
-    damage(checkpoints / "rl-000003" / "model.safetensors")
+    flip_a_bit(checkpoints / "rl-000003" / "model.safetensors")
     shutil.copytree(checkpoints / "rl-000002", checkpoints / ".tmp_rl-000004")
     resume_run(folder)
     assert (checkpoints / "corrupt_rl-000003").is_dir()
@@ -205,6 +174,7 @@ def test_the_comparison_sees_state_that_was_left_out(
 
 
 def half_precision(parent: Path, folder: Path, outside: dict[str, Any]) -> None:
+    """Stopped after SFT step 2, it must still store the means over steps 1 to 3."""
     short = ("warm_start.steps=3", "rl.steps=1", "evaluation.before=false", "evaluation.tasks=2")
     start_run(tiny_recipe("model.dtype=bfloat16", *short), folder, **outside)
 
@@ -235,6 +205,8 @@ def test_resume_is_exact_with(
     ask = StopAt(*moment)
     with pytest.raises(RunStopped, match="stopped on request"):
         start(finished_run, tmp_path / "stopped", {"watch": ask.watch, "stop": ask.stop})
+    status = RunReader(tmp_path / "stopped").status()
+    assert (status.state, status.live) == (RunState.STOPPED, False)
     resume_run(tmp_path / "stopped")
     whole = facts(tmp_path / "whole")
     assert differences(facts(tmp_path / "stopped"), whole) == []

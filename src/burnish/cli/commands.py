@@ -163,9 +163,19 @@ def _reporting(folder: Path, train: Callable[[], None]) -> None:
         train()
     except BurnishError:
         if RunLayout(folder).control.exists():
-            errors.print(f"report: {write_report(folder)}", soft_wrap=True, highlight=False)
+            _report_what_happened(folder)
         raise
     write_report(folder)
+
+
+def _report_what_happened(folder: Path) -> None:
+    """The report of a run that ended early; where it cannot be written, the run's own error is still what counts."""
+    from burnish.reports.page import write_report
+
+    try:
+        errors.print(f"report: {write_report(folder)}", soft_wrap=True, highlight=False)
+    except BurnishError as error:
+        errors.print(f"no report: {error}", markup=False, soft_wrap=True, highlight=False)
 
 
 def _print_outcome(folder: Path) -> None:

@@ -67,7 +67,7 @@ class TinySection(Section):
     hidden_size: int = Field(128, ge=8)
     layers: int = Field(3, ge=1)
     heads: int = Field(8, ge=1)
-    kv_heads: int = Field(8, ge=1, description="fewer than heads share keys and values; copying wants many")
+    kv_heads: int = Field(0, ge=0, description="0: as many as heads; fewer share keys and values, which copies worse")
     intermediate_size: int = Field(256, ge=8)
     max_positions: int = Field(2048, ge=64)
     vocab_size: int = Field(640, ge=300, description="of the tokenizer trained on the environment's own traces")

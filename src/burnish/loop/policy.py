@@ -132,7 +132,8 @@ def _tiny_model(recipe: Recipe, tokenizer: Any, device: torch.device, dtype: tor
 
 def tiny_spec(recipe: Recipe) -> TinySpec:
     """The shape of the model to build; raises ConfigError for one that cannot be."""
-    return TinySpec(**recipe.model.tiny.model_dump(exclude={"vocab_size"}))
+    tiny = recipe.model.tiny
+    return TinySpec(**tiny.model_dump(exclude={"vocab_size", "kv_heads"}), kv_heads=tiny.kv_heads or tiny.heads)
 
 
 def _with_lora(recipe: Recipe, model: Any) -> Any:

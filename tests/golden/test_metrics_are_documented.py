@@ -1,0 +1,50 @@
+"""docs/metrics.md names every scalar that a run stores, and none that no code stores."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from burnish.loop.conductor import start_run
+from burnish.loop.recipes import load_recipe
+from burnish.store.reader import RunReader
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    *("run.workers=1", "run.in_process=true", "warm_start.steps=4", "warm_start.traces=60", "rl.steps=2"),
+    *("rl.groups=4", "rl.group_size=4", "rl.kl_weight=0.01", "rl.filter_zero_signal=false", "evaluation.tasks=8"),
+    *("evaluation.every=1", "evaluation.quick_tasks=4", "model.tiny.hidden_size=32", "model.tiny.layers=1"),
+)
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    folder = tmp_path_factory.mktemp("metrics") / "run"
+    start_run(load_recipe("demo", SMALL), folder)
+    reader = RunReader(folder)
+    return {name for phase in ("sft", "rl", "eval") for name in reader.scalar_names(phase)}
+
+
+def documented() -> set[str]:
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").split("## Names of scalars")[1]
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+
+def plain(names: set[str]) -> set[str]:
+    """Outcomes are documented as one family."""
+    return {"outcome/LABEL" if name.startswith("outcome/") else name for name in names}
+
+
+def test_every_scalar_is_documented(logged: set[str]) -> None:
+    assert plain(logged) - documented() == set()
+
+
+def test_nothing_is_documented_that_is_never_stored(logged: set[str]) -> None:
+    assert documented() - plain(logged) == set()
+
+
+def test_a_new_name_would_be_noticed(logged: set[str]) -> None:
+    assert plain(logged | {"surprise/mean"}) - documented() == {"surprise/mean"}
