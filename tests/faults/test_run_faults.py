@@ -263,7 +263,6 @@ def test_a_run_without_any_signal_says_so_and_ends_with_3(tmp_path: Path, capsys
     assert accounting_problems(tmp_path / "idle") == []
 
 
-@pytest.mark.xfail(strict=True, reason="the report's error is shown in place of the run's, with its exit code")
 def test_a_report_that_cannot_be_written_does_not_hide_why_the_run_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import shutil
 from array import array
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny_runs import tiny_recipe
 
 from burnish.algorithms.advantages import group_advantages, has_signal
 from burnish.algorithms.grpo import GrpoLoss
@@ -19,14 +21,22 @@ from burnish.core.learning import TrainingSample
 from burnish.core.message import Message, Role
 from burnish.core.outcome import COMPLETED, Ending, Outcome, Owner
 from burnish.core.trajectory import Node, Trajectory
+from burnish.loop.conductor import start_run
+from burnish.loop.manifest import stored_recipe
+from burnish.loop.policy import reopen_policy
+from burnish.loop.reinforce import optimizer_spec
 from burnish.rollout.samples import training_samples
+from burnish.store.reader import RunReader
 from burnish.store.rows import Fate, StoredTrajectory
 from burnish.store.segments import encode_segment
+from burnish.training.checkpoint import load_checkpoint
 from burnish.training.learner import Learner
+from burnish.training.model_state import load_model_state
 from burnish.training.optimizer import Optimizer, OptimizerSpec
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
+SETTINGS = {"lr": 1e-2, "temperature": 0.9, "clip_low": 0.2, "clip_high": 0.28, "grad_clip": 1.0, "scale": "none"}
 
 
 def raw_loop() -> ModuleType:
@@ -134,8 +144,8 @@ def both(tmp_path: Path, exact: bool, **change: Any) -> tuple[float, float]:
     segment = tmp_path / "segment.parquet"
     segment.write_bytes(encode_segment(batch))
     plain, ours, start = build(exact), build(exact), build(exact)
-    rows = raw.read_rows([segment])
-    plain_losses = [loss for loss, _ in raw.train(plain, rows, steps=3, learning_rate=1e-2, temperature=0.9)]
+    rows = raw.read_rows(segment)
+    plain_losses = [loss for loss, _ in raw.train(plain, rows, SETTINGS, {}, steps=3)]
     losses = train_with_the_library(ours, make_samples(batch), **change)
     assert change or losses == pytest.approx(plain_losses, rel=1e-4, abs=1e-6)
     return distance(ours, start), distance(ours, plain)
@@ -158,7 +168,88 @@ def test_another_formula_is_told_apart(tmp_path, change):
 def test_a_batch_without_signal_is_said():
     rows = [{"trajectory_id": str(member), "group_id": "g", "reward": 1.0} for member in range(4)]
     with pytest.raises(SystemExit, match="nothing to learn"):
-        list(raw_loop().train(build(), rows, steps=1, learning_rate=1e-2))
+        list(raw_loop().train(build(), rows, SETTINGS, {}, steps=1))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two RL steps of a GPT-2, which computes in the precision of its weights."""
+    folder = tmp_path_factory.mktemp("raw") / "run"
+    words = ("model.tiny.family=gpt2", "rl.steps=2", "evaluation.before=false", "evaluation.every=0")
+    start_run(tiny_recipe("checkpoint.every=1", "rl.lr=1e-4", "evaluation.tasks=4", *words), folder)
+    return folder
+
+
+def call(run: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> ModuleType:
+    raw = raw_loop()
+    monkeypatch.setattr("sys.argv", ["raw_loop.py", str(run), *words])
+    raw.main()
+    return raw
+
+
+def library_weights(run: Path, step: int, steps: int, *, double: bool = False) -> torch.nn.Module:
+    """The library's way from the checkpoint before `step`, on the batch and the advantages that the run stored."""
+    recipe = stored_recipe(run)
+    checkpoint = load_checkpoint(run / "checkpoints", f"rl-{step - 1:06d}")
+    model = reopen_policy(recipe, run / "model").model
+    load_model_state(model, checkpoint.model_state)
+    optimizer_state = checkpoint.optimizer_state
+    if double:
+        model.double()
+        optimizer_state = {name: t.double() if t.is_floating_point() else t for name, t in optimizer_state.items()}
+    optimizer = Optimizer(model, optimizer_spec(recipe.rl))
+    optimizer.restore(optimizer_state)
+    rows = [row for row in RunReader(run).trajectories("rl", step) if row.advantage is not None]
+    samples = [sample for row in rows for sample in training_samples(row.trajectory, row.advantage or 0.0)]
+    learner = Learner(model, GrpoLoss(clip_low=recipe.rl.clip_low, clip_high=recipe.rl.clip_high))
+    for _ in range(steps):
+        learner.accumulate(samples, learner.normaliser(samples))
+        optimizer.step()
+    return model
+
+
+def farthest(a: torch.nn.Module, b: torch.nn.Module) -> float:
+    return max(float((p - q).detach().abs().max()) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_from_a_stored_run_it_reaches_the_weights_of_the_library(run, step):
+    raw = raw_loop()
+    settings = raw.read_settings(run)
+    segment, stored_loss = raw.find_segment(run, step)
+    plain, optimizer = raw.read_checkpoint(run, step)
+    plain.double()
+    optimizer = {name: tensor.double() for name, tensor in optimizer.items()}
+    start = library_weights(run, step, 0, double=True)
+    losses = [loss for loss, _ in raw.train(plain, raw.read_rows(segment), settings, optimizer, steps=3)]
+    assert losses[0] == pytest.approx(stored_loss, abs=1e-5)
+    assert farthest(plain, start) > 1e-4
+    assert farthest(plain, library_weights(run, step, 3, double=True)) < 1e-6
+    assert farthest(plain, library_weights(run, step, 2, double=True)) > 1e-5
+
+
+def test_its_command_reads_a_run_and_saves_the_weights(run, monkeypatch, capsys, tmp_path):
+    call(run, monkeypatch, "--step", "2", "--steps", "1", "--out", str(tmp_path / "model"))
+    saved = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    # What the run itself reached in that step.
+    ended = reopen_policy(stored_recipe(run), run / "model").model
+    load_model_state(ended, load_checkpoint(run / "checkpoints", "rl-000002").model_state)
+    # In float32: a weight whose gradient is all rounding moves by up to the learning rate, 1e-4.
+    assert farthest(saved, ended) < 1e-5
+    assert "step 1: loss" in capsys.readouterr().out
+
+
+def test_what_it_cannot_read_is_said(run, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match="no RL step 9"):
+        call(run, monkeypatch, "--step", "9")
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.rmtree(copy / "checkpoints" / "rl-000001")
+    with pytest.raises(SystemExit, match="steps that have one: 1, 3"):
+        call(copy, monkeypatch, "--step", "2")
+    manifest = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(manifest.replace('"updates": 1', '"updates": 2'))
+    with pytest.raises(SystemExit, match=r"rl\.updates=2"):
+        call(copy, monkeypatch)
 
 
 def test_the_raw_loop_stays_raw():

@@ -66,7 +66,8 @@ class Session:
         return given if given is not None else MICRO_BATCH_TOLERANCE[self.policy.dtype]
 
     def tell(self, phase: str, **values: Any) -> None:
-        """Report progress; the newest held-out success goes along."""
+        """Report progress, with the newest held-out success, and say in the run directory that the run is alive."""
+        self.writer.heartbeat()
         self.watch(Progress(phase=phase, success=self.state.success, **values))
 
     def check_stop(self) -> None:
