@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,15 @@ class Result:
     rl_s: float
 
 
+class NotRun(Exception):
+    """A result that is not there yet, where nothing may be run."""
+
+
 class Bench:
     """Runs the arms of one seed in `folder`, each at most once."""
 
-    def __init__(self, folder: Path, seed: int, quick: bool) -> None:
+    def __init__(self, folder: Path, seed: int, *, quick: bool, finished: bool) -> None:
+        self._finished = finished
         self._folder = folder / f"seed-{seed}"
         self._common = [f"run.seed={seed}", "run.workers=2", *(QUICK if quick else ())]
 
@@ -110,6 +116,8 @@ class Bench:
         path = self._path(arm, recipe)
         done = path / "result.json"
         if not done.exists():
+            if self._finished:
+                raise NotRun(arm)
             if path.exists():
                 path.rename(path.with_name(f"{path.name}.unfinished-{time.time_ns()}"))
             begin = time.monotonic()
@@ -145,6 +153,8 @@ def table(results: dict[str, list[Result]]) -> Table:
     for name in ("arm", "n", "SFT samp.", "SFT greedy", "end samp.", "end greedy", "seconds"):
         found.add_column(name, no_wrap=True)
     for arm, runs in results.items():
+        if not runs:
+            continue
         row = [median([run.success[key] for run in runs if key in run.success]) for key in _keys(arm)]
         found.add_row(arm, str(len(runs)), *row, _seconds([r.sft_s + r.rl_s for r in runs]))
     return found
@@ -208,6 +218,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=None, help="seeds 0, 1, ... (default: 5; 1 with --quick)")
     parser.add_argument("--first-seed", type=int, default=0, help="tune on seeds from 100 up")
     parser.add_argument("--data", default="runs/main_job", help="folder that keeps finished runs")
+    parser.add_argument("--finished", action="store_true", help="print what is finished; run nothing")
     parser.add_argument("--arms", default="", help=f"comma-separated, of {','.join(ARMS)}")
     arguments = parser.parse_args()
     seeds = arguments.seeds or (1 if arguments.quick else 5)
@@ -215,14 +226,15 @@ def main() -> int:
     folder = Path(arguments.data) / ("quick" if arguments.quick else "full")
     results: dict[str, list[Result]] = {arm: [] for arm in arms}
     for seed in range(arguments.first_seed, arguments.first_seed + seeds):
-        bench = Bench(folder, seed, arguments.quick)
+        bench = Bench(folder, seed, quick=arguments.quick, finished=arguments.finished)
         for arm in arms:
             if len(results[arm]) < MOST_SEEDS.get(arm, seeds):
-                results[arm].append(getattr(bench, arm)())
+                with suppress(NotRun):
+                    results[arm].append(getattr(bench, arm)())
     console.print(table(results))
     found = figures(results)
     decided = [bar for bar in found["bars"].values() if bar is not None]
-    complete = set(arms) == set(ARMS) and seeds >= 5
+    complete = set(arms) == set(ARMS) and all(len(results[a]) >= MOST_SEEDS.get(a, 5) for a in arms)
     found["holds"] = None if arguments.quick or not complete else all(decided)
     if arguments.quick:
         found["bars"] = dict.fromkeys(found["bars"])

@@ -1,17 +1,17 @@
-"""How many boxes do two shelves hold together?  Two look-ups and an addition."""
+"""How many boxes are on two shelves?  Two look-ups, and an answer that names both numbers."""
 
 from burnish import Environment, Task, tool
 
 
 class Warehouse(Environment):
-    chance = 0.1
+    mistakes = ("same_shelf",)
 
     def tasks(self, split, rng):
         for _ in range(2000 if split == "train" else 300):
-            boxes = {shelf: rng.randint(0, 9) for shelf in "ABCDEF"}
+            boxes = {shelf: rng.randint(1, 9) for shelf in "ABCDEF"}
             one, two = rng.sample("ABCDEF", 2)
             question = f"How many boxes are on shelves {one} and {two}?"
-            answer = str(boxes[one] + boxes[two])
+            answer = f"{boxes[one]} and {boxes[two]}"
             yield Task(prompt=question, setup={"boxes": boxes, "ask": [one, two]}, reference={"answer": answer})
 
     @tool
@@ -22,8 +22,8 @@ class Warehouse(Environment):
     def get_reward(self, answer):
         return answer == self.task.reference["answer"]
 
-    def solve(self):
+    def solve(self, mistake=None):
         one, two = self.task.setup["ask"]
         first = yield self.count.call(one)
-        second = yield self.count.call(two)
-        return str(int(first) + int(second))
+        second = yield self.count.call(one if mistake else two)
+        return f"{first} and {second}"

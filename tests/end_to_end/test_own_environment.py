@@ -13,7 +13,8 @@ from burnish.store.reader import RunReader
 EXAMPLE = Path(__file__).parents[2] / "examples" / "warehouse.py"
 SETTINGS = (
     *("run.seed=0", "run.workers=2", "evaluation.every=0", "evaluation.tasks=200", "evaluation.before=true"),
-    *("warm_start.steps=200", "warm_start.traces=1500", "rl.steps=40"),
+    *("warm_start.steps=150", "warm_start.traces=1500", "warm_start.mistakes.same_shelf=0.6"),
+    *("rl.steps=25", "rl.groups=24", "limits.max_turns=4", "limits.max_turn_tokens=24"),
 )
 
 
@@ -21,9 +22,9 @@ SETTINGS = (
 def test_a_users_environment_is_learned(tmp_path: Path) -> None:
     start_run(load_recipe(str(EXAMPLE), SETTINGS), tmp_path / "run")
     found = {(row.label, row.mode): row.mean for row in RunReader(tmp_path / "run").evaluations()}
-    assert found["after_rl", "greedy"] >= found["before", "greedy"] + 0.2
-    assert found["after_rl", "sampled"] >= found["before", "sampled"] + 0.2
-    assert found["after_rl", "sampled"] > found["after_sft", "sampled"]
+    assert found["before", "sampled"] <= 0.1
+    assert found["after_rl", "sampled"] >= found["after_sft", "sampled"] + 0.2
+    assert found["after_rl", "greedy"] >= 0.6
 
 
 def test_the_example_has_at_most_25_lines() -> None:
