@@ -60,8 +60,12 @@ class TableSampler:
             ids.append(last)
             logprobs.append(math.log(weights[last] / sum(weights)))
             if last in request.stop_ids:
-                return Sample(token_ids=ids, logprobs=logprobs, version=self.version, finish=Finish.STOP)
-        return Sample(token_ids=ids, logprobs=logprobs, version=self.version, finish=Finish.LENGTH)
+                return Sample(
+                    token_ids=ids, logprobs=logprobs, versions=array("i", [self.version]) * len(ids), finish=Finish.STOP
+                )
+        return Sample(
+            token_ids=ids, logprobs=logprobs, versions=array("i", [self.version]) * len(ids), finish=Finish.LENGTH
+        )
 
     def weights(self, last, params):
         weights = [1.0 + (last * 7 + token * 3) % 11 for token in range(VOCAB)]
@@ -107,27 +111,39 @@ class StripsStop(TableSampler):
         sample = super().one(request)
         if sample.finish is Finish.STOP and len(sample.token_ids) > 1:
             ids, logprobs = sample.token_ids[:-1], sample.logprobs[:-1]
-            return Sample(token_ids=ids, logprobs=logprobs, version=4, finish=Finish.STOP)
+            return Sample(token_ids=ids, logprobs=logprobs, versions=array("i", [4]) * len(ids), finish=Finish.STOP)
         return sample
 
 
 class Misaligned(TableSampler):
     def one(self, request):
         sample = super().one(request)
-        return Sample(token_ids=sample.token_ids, logprobs=sample.logprobs[:-1], version=4, finish=sample.finish)
+        return Sample(
+            token_ids=sample.token_ids, logprobs=sample.logprobs[:-1], versions=sample.versions, finish=sample.finish
+        )
 
 
 class TooLong(TableSampler):
     def one(self, request):
         sample = super().one(request)
         extra = request.max_tokens + 1
-        return Sample(token_ids=array("i", [1] * extra), logprobs=array("f", [-1] * extra), finish=sample.finish)
+        return Sample(
+            token_ids=array("i", [1] * extra),
+            logprobs=array("f", [-1] * extra),
+            versions=array("i", [4] * extra),
+            finish=sample.finish,
+        )
 
 
 class MixedVersions(TableSampler):
     def one(self, request):
         sample = super().one(request)
-        return Sample(token_ids=sample.token_ids, logprobs=sample.logprobs, version=request.seed, finish=sample.finish)
+        return Sample(
+            token_ids=sample.token_ids,
+            logprobs=sample.logprobs,
+            versions=array("i", [request.seed % 1000]) * len(sample.token_ids),
+            finish=sample.finish,
+        )
 
 
 class NeverGreedy(TableSampler):

@@ -243,11 +243,11 @@ def test_changed_weights_make_cached_keys_worthless(guarded: bool, monkeypatch) 
 
 def test_setting_the_version_forgets_and_marks(model) -> None:
     sampler = sampler_of(model)
-    assert sampler.sample_now([ask(ids(3, 4))])[0].version == 0
+    assert sampler.sample_now([ask(ids(3, 4))])[0].versions[0] == 0
     assert len(sampler._store) == 1
     sampler.version = 7
     assert len(sampler._store) == 0
-    assert sampler.sample_now([ask(ids(3, 4))])[0].version == 7
+    assert sampler.sample_now([ask(ids(3, 4))])[0].versions[0] == 7
     sampler.forget()
     assert (len(sampler._store), sampler._store.bytes_held, sampler.version) == (0, 0, 7)
 

@@ -98,7 +98,7 @@ def test_turn_tokens_truncate_and_cut_calls_do_not_run():
 def test_exact_fit_action_completes():
     assert play(["12345"], limits=Limits(max_turn_tokens=6))[0].outcome == COMPLETED
     ids = array("i", [52, FakeRenderer.end_id])
-    late = Sample(token_ids=ids, logprobs=array("f", [-1, -1]), finish=Finish.LENGTH)
+    late = Sample(token_ids=ids, logprobs=array("f", [-1, -1]), versions=array("i", [0, 0]), finish=Finish.LENGTH)
     trajectory, _, _ = play([late], limits=Limits(max_turn_tokens=2))
     assert trajectory.outcome == COMPLETED, "a stop id at the limit is a stop, whatever the engine calls it"
 
@@ -202,10 +202,18 @@ def test_misuse_is_refused():
     ("sample", "name"),
     [
         (
-            Sample(token_ids=array("i", [1, 2, 3]), logprobs=array("f", [0, 0, 0]), finish=Finish.LENGTH),
+            Sample(
+                token_ids=array("i", [1, 2, 3]),
+                logprobs=array("f", [0, 0, 0]),
+                versions=array("i", [0] * 3),
+                finish=Finish.LENGTH,
+            ),
             "sample_length",
         ),
-        (Sample(token_ids=array("i", [1]), logprobs=array("f", [0]), finish=Finish.STOP), "sample_stop_id"),
+        (
+            Sample(token_ids=array("i", [1]), logprobs=array("f", [0]), versions=array("i", [0]), finish=Finish.STOP),
+            "sample_stop_id",
+        ),
         (Sample(token_ids=array("i", [1, 262]), logprobs=array("f", [0])), "sample_alignment"),
     ],
 )

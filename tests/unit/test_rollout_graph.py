@@ -34,7 +34,9 @@ def ids(*values: int) -> array[int]:
 
 
 def sampled(*values: int, version: int = 3) -> Sample:
-    return Sample(token_ids=ids(*values), logprobs=array("f", [-0.25] * len(values)), version=version)
+    return Sample(
+        token_ids=ids(*values), logprobs=array("f", [-0.25] * len(values)), versions=array("i", [version]) * len(values)
+    )
 
 
 def test_linear_episode_keeps_every_token_once():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from burnish.core.kept import KeptSets
 from burnish.core.message import Message
 from burnish.core.tool import ToolSpec
 
@@ -53,14 +54,16 @@ class SampleRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One action.  token_ids: array('i') of T ids; logprobs: array('f') of T natural logarithms under the distribution
-    sampled from; version: of the policy that drew it.
+    sampled from; versions: array('i') of T, of the policy that drew each token (weights may change while an action is
+    being sampled).  kept: the sets that top-k and top-p left, None where nothing was cut.
 
-    An endpoint that gives no tokens sets `message`, and leaves both arrays empty; such an action cannot be trained on.
+    An endpoint that gives no tokens sets `message`, and leaves the arrays empty; such an action cannot be trained on.
     """
 
     token_ids: array[int] = field(default_factory=lambda: array("i"))
     logprobs: array[float] = field(default_factory=lambda: array("f"))
-    version: int = 0
+    versions: array[int] = field(default_factory=lambda: array("i"))
+    kept: KeptSets | None = None
     finish: Finish = Finish.STOP
     message: Message | None = None
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from burnish.core.kept import KeptSets
 from burnish.core.message import Message
 from burnish.core.outcome import Outcome
 
@@ -19,8 +20,9 @@ class Node:
 
     parent: index of the node before it, -1 for a root.  messages: one assistant message for an action; one or more
     others for an observation.  token_ids: array('i') of T ids; action_mask: array('b'), 1 where the policy sampled the
-    token; logprobs: array('f'), NaN where it did not; versions: array('i'), -1 where it did not.  fork: why this
-    node starts a new root ("" for none).  started_s is relative to the start of the episode.
+    token; logprobs: array('f'), NaN where it did not; versions: array('i'), -1 where it did not.  kept: what top-k and
+    top-p left of the vocabulary at each token, None where nothing was cut.  fork: why this node starts a new root (""
+    for none).  started_s is relative to the start of the episode.
 
     Example: an observation of 3 tokens has action_mask [0, 0, 0], logprobs [nan, nan, nan], versions [-1, -1, -1].
     """
@@ -32,12 +34,15 @@ class Node:
     logprobs: array[float]
     versions: array[int]
     is_action: bool
+    kept: KeptSets | None = None
     fork: str = ""
     started_s: float = 0.0
     duration_s: float = 0.0
 
     def __post_init__(self) -> None:
         lengths = {len(self.token_ids), len(self.action_mask), len(self.logprobs), len(self.versions)}
+        if self.kept is not None:
+            lengths.add(len(self.kept.counts))
         if len(lengths) != 1:
             raise ValueError(f"token streams of a node must be equally long, got lengths {sorted(lengths)}")
 

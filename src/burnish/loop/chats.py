@@ -97,7 +97,9 @@ def _graph(messages: Sequence[Message], tools: Sequence[ToolSpec], renderer: Ren
         said = []
         ids = renderer.encode_action(message)
         logprobs = array("f", bytes(4 * len(ids)))
-        graph.add_action(message, Sample(token_ids=ids, logprobs=logprobs, version=NO_VERSION))
+        graph.add_action(
+            message, Sample(token_ids=ids, logprobs=logprobs, versions=array("i", [NO_VERSION]) * len(ids))
+        )
     return graph
 
 

@@ -140,7 +140,8 @@ class EmbeddedSampler:
         token_ids.frombytes(drawn.token_ids.tobytes())
         logprobs.frombytes(drawn.logprobs.tobytes())
         finish = Finish.STOP if drawn.stopped else Finish.LENGTH
-        return Sample(token_ids=token_ids, logprobs=logprobs, version=self._version, finish=finish)
+        versions = array("i", [self._version]) * len(token_ids)
+        return Sample(token_ids=token_ids, logprobs=logprobs, versions=versions, finish=finish)
 
     def _forget_stale(self) -> None:
         """Cached keys and values belong to the weights that made them."""

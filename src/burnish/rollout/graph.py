@@ -53,10 +53,11 @@ class GraphBuilder:
         Raises InvariantViolation where the sample's streams are not aligned or a log-probability is not a finite
         number: training on such tokens would be silently wrong.
         """
-        ids, logprobs = sample.token_ids, sample.logprobs
-        if len(ids) != len(logprobs):
+        ids, logprobs, versions = sample.token_ids, sample.logprobs, sample.versions
+        if not len(ids) == len(logprobs) == len(versions):
             raise InvariantViolation(
-                "sample_alignment", f"the sampler gave {len(ids)} token ids with {len(logprobs)} log-probabilities"
+                "sample_alignment",
+                f"the sampler gave {len(ids)} token ids, {len(logprobs)} log-probabilities, {len(versions)} versions",
             )
         if not all(map(math.isfinite, logprobs)):
             raise InvariantViolation("sample_logprobs", f"the sampler gave log-probabilities {list(logprobs)[:8]}")
@@ -67,8 +68,9 @@ class GraphBuilder:
             token_ids=array("i", ids),
             action_mask=array("b", [1]) * count,
             logprobs=array("f", logprobs),
-            versions=array("i", [sample.version]) * count,
+            versions=array("i", versions),
             is_action=True,
+            kept=sample.kept,
             started_s=started_s,
             duration_s=duration_s,
         )

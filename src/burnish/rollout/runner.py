@@ -218,7 +218,13 @@ def _scripted_sample(episode: Episode, message: Message) -> Sample:
     elif len(ids):
         _check_round_trip(episode.renderer, message, ids)
     logprobs = array("f", bytes(4 * len(ids)))
-    return Sample(token_ids=ids, logprobs=logprobs, version=NO_VERSION, finish=finish, message=message)
+    return Sample(
+        token_ids=ids,
+        logprobs=logprobs,
+        versions=array("i", [NO_VERSION]) * len(ids),
+        finish=finish,
+        message=message,
+    )
 
 
 def _check_round_trip(renderer: Renderer, message: Message, ids: array[int]) -> None:

@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Sequence
 
+from burnish.core.kept import KeptSets
 from burnish.core.learning import TrainingSample
 from burnish.core.trajectory import NO_VERSION, Node, Trajectory
 
@@ -69,6 +70,12 @@ def _sample(trajectory: Trajectory, nodes: Sequence[Node], fresh: Sequence[bool]
                 advantages.append(advantage if sampled else 0.0)
                 versions.append(version if sampled else NO_VERSION)
     return TrainingSample(
+        kept=KeptSets.join(
+            [
+                (node.kept if is_fresh else None, len(node.token_ids))
+                for node, is_fresh in zip(nodes, fresh, strict=True)
+            ]
+        ),
         trajectory_id=trajectory.id,
         group_id=trajectory.group_id,
         token_ids=ids,

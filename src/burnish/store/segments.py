@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from burnish.core.errors import StoreError
 from burnish.core.grade import Grade
+from burnish.core.kept import KeptSets
 from burnish.core.message import message_from_json, message_to_json
 from burnish.core.outcome import Ending, Limit, Outcome, Owner
 from burnish.core.trajectory import Node, Trajectory
@@ -93,6 +95,7 @@ SCHEMA = pa.schema(
         pa.field("nodes", pa.list_(NODE_TYPE)),
     ]
     + [pa.field(name, pa.list_(pa.field("item", kind, nullable=False))) for name, (_, kind) in _STREAMS.items()]
+    + [pa.field(name, pa.list_(pa.field("item", pa.int32(), nullable=False))) for name in ("kept_counts", "kept_ids")]
 )
 """Of a segment: one row for each trajectory."""
 
@@ -182,6 +185,7 @@ def _columns(rows: Sequence[StoredTrajectory], attempt: int) -> list[pa.Array]:
     columns.append(_grades_column(rows))
     columns.append(_nodes_column(rows))
     columns.extend(_stream_column(rows, name) for name in _STREAMS)
+    columns.extend(_kept_columns(rows))
     return columns
 
 
@@ -231,6 +235,21 @@ def _stream_column(rows: Sequence[StoredTrajectory], name: str) -> pa.Array:
         lengths.append(len(flat) - before)
     values = pa.Array.from_buffers(kind, len(flat), [None, pa.py_buffer(flat)])
     return pa.ListArray.from_arrays(_offsets(lengths), values, type=SCHEMA.field(name).type)
+
+
+def _kept_columns(rows: Sequence[StoredTrajectory]) -> list[pa.Array]:
+    """Counts and ids of the kept sets, one list each for a trajectory; null where its vocabulary was never cut."""
+    kept = [
+        KeptSets.join([(node.kept, len(node.token_ids)) for node in row.trajectory.nodes])
+        if any(node.kept is not None for node in row.trajectory.nodes)
+        else None
+        for row in rows
+    ]
+    kind = SCHEMA.field("kept_ids").type
+    return [
+        pa.array([None if sets is None else np.frombuffer(sets.counts, np.int32) for sets in kept], type=kind),
+        pa.array([None if sets is None else np.frombuffer(sets.ids, np.int32) for sets in kept], type=kind),
+    ]
 
 
 def _flat(code: str, values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -345,7 +364,7 @@ def _row(record: Mapping[str, Any], streams: Mapping[str, array[Any]]) -> Stored
         group_id=record["group_id"],
         sample_index=record["sample_index"],
         seed=record["seed"],
-        nodes=_nodes(record["nodes"], streams),
+        nodes=_nodes(record["nodes"], streams, _kept(record)),
         outcome=outcome,
         answer=record["answer"],
         final_state=json.loads(record["final_state"]),
@@ -368,11 +387,20 @@ def _row(record: Mapping[str, Any], streams: Mapping[str, array[Any]]) -> Stored
     )
 
 
-def _nodes(records: Sequence[Mapping[str, Any]], streams: Mapping[str, array[Any]]) -> tuple[Node, ...]:
+def _kept(record: Mapping[str, Any]) -> KeptSets | None:
+    if record["kept_counts"] is None:
+        return None
+    return KeptSets(counts=array("i", record["kept_counts"]), ids=array("i", record["kept_ids"]))
+
+
+def _nodes(
+    records: Sequence[Mapping[str, Any]], streams: Mapping[str, array[Any]], kept: KeptSets | None
+) -> tuple[Node, ...]:
     nodes = []
     start = 0
     for record in records:
         end = start + record["n_tokens"]
+        mine = kept.part(start, end) if kept is not None and any(kept.counts[start:end]) else None
         nodes.append(
             Node(
                 parent=record["parent"],
@@ -382,6 +410,7 @@ def _nodes(records: Sequence[Mapping[str, Any]], streams: Mapping[str, array[Any
                 logprobs=streams["logprobs"][start:end],
                 versions=streams["versions"][start:end],
                 is_action=record["is_action"],
+                kept=mine,
                 fork=record["fork"],
                 started_s=record["started_s"],
                 duration_s=record["duration_s"],

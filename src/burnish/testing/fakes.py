@@ -162,7 +162,8 @@ class ScriptedSampler:
         if len(ids) > request.max_tokens:
             ids, finish = ids[: request.max_tokens], Finish.LENGTH
         logprobs = array("f", [self.logprob]) * len(ids)
-        return Sample(token_ids=ids, logprobs=logprobs, version=self.version, finish=finish)
+        versions = array("i", [self.version]) * len(ids)
+        return Sample(token_ids=ids, logprobs=logprobs, versions=versions, finish=finish)
 
     def _reply(self, request: SampleRequest) -> Reply:
         if callable(self._script):
