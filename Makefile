@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test test-vllm check bench clean
 
 help:
 	@echo "make demo   set up and train a tool-using agent from zero (minutes, on a CPU)"
 	@echo "make test   set up and run the tests"
+	@echo "make test-vllm  install vLLM for CPUs in an environment of its own (3.4 GB) and test against it"
 	@echo "make check  format, lint, types and import rules"
 	@echo "make setup  only set up"
 	@echo "make bench  quick form of every benchmark"
@@ -21,6 +22,13 @@ demo: $(VENV)/.train
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10
 
+test-vllm: $(VENV)/.dev .venv-vllm/.ready
+	BURNISH_VLLM=1 $(BIN)/python -m pytest tests/vllm --durations 10
+
+.venv-vllm/.ready: tools/vllm.sh
+	PYTHON=$(BIN)/python sh tools/vllm.sh install
+	touch $@
+
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -31,7 +39,7 @@ bench: $(VENV)/.train
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file --quick || exit 1; done
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

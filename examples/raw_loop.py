@@ -188,12 +188,16 @@ def adamw(parameters, moments, step, learning_rate, beta1=0.9, beta2=0.999, epsi
 def read_settings(run):
     """The run's RL settings; says so where they ask for more than this file has."""
     recipe = json.loads((run / "manifest.json").read_text())["recipe"]
-    settings = recipe["rl"]
+    unset = {"aggregation": "token", "clip_low": 0.2, "clip_high": 0.28}
+    settings = {key: unset.get(key) if value is None else value for key, value in recipe["rl"].items()}
     plain = {"loss": "grpo", "aggregation": "token", "baseline": "mean", "kl_weight": 0.0, "updates": 1}
+    plain |= {"top_p": 1.0, "top_k": 0, "token_cost": 0.0}
     plain |= {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "shuffle_rewards": False}
     for key, value in plain.items():
         if settings[key] != value:
             raise SystemExit(f"{run} was trained with rl.{key}={settings[key]}; this loop knows only {value}")
+    if recipe["rollout"]["mode"] != "sync" or settings["correction"] not in ("auto", "none"):
+        raise SystemExit(f"{run} was trained on samples of older policies; this loop knows only fresh ones")
     if recipe["model"]["lora"]["rank"] > 0:
         raise SystemExit(f"{run} trained adapters; this loop trains all weights")
     return settings

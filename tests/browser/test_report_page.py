@@ -173,6 +173,33 @@ def test_reward_has_a_band_and_held_out_success_has_intervals(browser: Any, repo
     assert "91.7%" in css(browser, "#tab-overview .figure")[-3].text
 
 
+def test_success_stands_against_length(browser: Any, report: Path) -> None:
+    open_tab(browser, report.as_uri(), "curves")
+    assert dict(browser.execute_script(POINTS, css(browser, "#chart-tradeoff")[0])) == {
+        "training episodes": 8, "greedy": 2, "sampled": 2, "unseen templates, greedy": 2,
+    }  # fmt: skip
+    [[name, bins]] = browser.execute_script(POINTS, css(browser, "#chart-length-bins")[0])
+    assert (name, bins > 1) == ("RL steps 1 to 8", True)
+    for chart in ("staleness", "ratios"):
+        assert not css(browser, f"#chart-{chart}")[0].is_displayed(), "nothing is stale in a synchronous run"
+
+
+def test_an_asynchronous_run_shows_its_staleness_and_its_pool(browser: Any, tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "stale", rl_steps=8, is_asynchronous=True)
+    run.writer.set_status(RunState.FINISHED)
+    run.writer.close()
+    open_tab(browser, write_report(run.folder).as_uri(), "curves")
+    shown = [chart for chart in css(browser, "#tab-curves .chart") if chart.is_displayed()]
+    ids = {chart.get_attribute("id").removeprefix("chart-") for chart in shown}
+    assert {
+        "staleness", "staleness-histogram", "async-fates", "async-dropped", "async-time", "async-depth", "async-pool",
+        "async-waited", "async-workers", "cost-charge", "ratios", "ratio-moments", "sample-sizes", "corrected",
+    } <= ids  # fmt: skip
+    for chart in shown:
+        assert browser.execute_script(PAINTED, chart), chart.get_attribute("id")
+    assert problems(browser) == []
+
+
 def test_any_scalar_can_be_searched_and_plotted(browser: Any, report: Path) -> None:
     open_tab(browser, report.as_uri(), "curves")
     css(browser, "#tab-curves input[type=search]")[0].send_keys("entropy")

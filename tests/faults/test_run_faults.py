@@ -8,11 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from nursery import Nursery
@@ -96,26 +99,50 @@ def test_weights_that_explode_stop_the_run_and_the_last_checkpoint_is_sound(tmp_
 
 
 @pytest.mark.slow
-def test_a_killed_worker_stops_the_run_which_goes_on_from_there(
+def test_killed_workers_are_replaced_and_the_run_is_the_same_to_the_bit(
     nursery: Nursery, tmp_path: Path, reference: dict[str, Any]
 ) -> None:
     folder = tmp_path / "run"
     attempt = nursery.attempt(folder, tiny_recipe("run.in_process=false").model_dump_json())
     for moment, victim in (("sft 9 ", 0), ("rl 3 ", 1)):
-        assert attempt.wait_for(moment)
-        workers = workers_of(attempt.pid)
-        assert len(workers) == 2
-        everyone = descendants(attempt.pid)
+        assert attempt.wait_for(moment), attempt.lines[-3:]
         time.sleep(0.03)
-        workers[victim].kill()
-        attempt.wait_for("")
-        assert attempt.end == 3
-        assert attempt.lines[-1].startswith("error RunStopped: worker process burnish-shard-")
-        assert "(exit code -9) died" in attempt.lines[-1]
-        assert orphans_after(everyone, 5.0) == []
-        status = RunReader(folder).status()
-        assert (status.state, status.detail.partition(":")[0]) == (RunState.STOPPED, "worker_died")
-        attempt = nursery.attempt(folder)
+        workers_of(attempt.pid)[victim].kill()
+    attempt.wait_for("")
+    assert attempt.end == 0
+    assert differences(facts(folder), reference) == []
+    told = [event.detail for event in RunReader(folder).events("worker_replaced")]
+    assert len(told) == 2
+    assert all("(exit code -9) died and was replaced" in detail for detail in told)
+
+
+@pytest.mark.slow
+def test_workers_that_die_again_and_again_stop_the_run_which_goes_on_from_there(
+    nursery: Nursery, tmp_path: Path, reference: dict[str, Any]
+) -> None:
+    folder = tmp_path / "run"
+    attempt = nursery.attempt(folder, tiny_recipe("run.in_process=false").model_dump_json())
+    assert attempt.wait_for("sft 9 ")
+    everyone: list[Any] = []
+
+    def kill_again_and_again() -> None:
+        while attempt.end is None:
+            everyone.extend(descendants(attempt.pid))
+            with suppress(psutil.NoSuchProcess):
+                for worker in workers_of(attempt.pid):
+                    worker.kill()
+            time.sleep(0.1)
+
+    killer = threading.Thread(target=kill_again_and_again, daemon=True)
+    killer.start()
+    attempt.wait_for("")
+    killer.join()
+    assert attempt.end == 3
+    assert attempt.lines[-1].startswith("error RunStopped: worker process burnish-shard-")
+    assert orphans_after(everyone, 5.0) == []
+    status = RunReader(folder).status()
+    assert (status.state, status.detail.partition(":")[0]) == (RunState.STOPPED, "worker_died")
+    attempt = nursery.attempt(folder)
     attempt.wait_for("")
     assert attempt.end == 0
     assert differences(facts(folder), reference) == []

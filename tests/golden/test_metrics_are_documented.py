@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from burnish.algorithms.loss import LossInputs
+from burnish.algorithms.registry import make_loss
 from burnish.loop.conductor import start_run
 from burnish.loop.recipes import load_recipe
 from burnish.store.reader import RunReader
@@ -21,10 +24,12 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    folder = tmp_path_factory.mktemp("metrics") / "run"
-    start_run(load_recipe("demo", SMALL), folder)
-    reader = RunReader(folder)
-    return {name for phase in ("sft", "rl", "eval") for name in reader.scalar_names(phase)}
+    names: set[str] = set()
+    for mode in ("sync", "async"):
+        folder = tmp_path_factory.mktemp("metrics") / mode
+        start_run(load_recipe("demo", (*SMALL, f"rollout.mode={mode}")), folder)
+        names |= {name for phase in ("sft", "rl", "eval") for name in RunReader(folder).scalar_names(phase)}
+    return names
 
 
 def documented() -> set[str]:
@@ -33,17 +38,41 @@ def documented() -> set[str]:
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
+def off_policy() -> set[str]:
+    """What a loss adds with a correction, a mask, scores of the proximal policy and known versions."""
+    one = torch.zeros(1)
+    inputs = LossInputs(
+        logprobs_N=one,
+        behaviour_logprobs_N=one,
+        proximal_logprobs_N=one,
+        reference_logprobs_N=one,
+        advantages_N=one,
+        sequence_N=torch.zeros(1, dtype=torch.int64),
+        sequence_tokens_N=torch.ones(1),
+        staleness_N=torch.zeros(1, dtype=torch.int64),
+        entropy_N=one,
+        sequences=1,
+        normaliser=1.0,
+    )
+    return set(make_loss("m2po", {"correction": "token_mask"})(inputs).statistics.metrics())
+
+
 def plain(names: set[str]) -> set[str]:
-    """Outcomes are documented as one family."""
-    return {"outcome/LABEL" if name.startswith("outcome/") else name for name in names}
+    """Outcomes are documented as one family, and so is each figure of the three ratios."""
+    return {
+        "outcome/LABEL"
+        if name.startswith("outcome/")
+        else re.sub("ratio_(behaviour|proximal|reference)_", "ratio_NAME_", name)
+        for name in names
+    }
 
 
 def test_every_scalar_is_documented(logged: set[str]) -> None:
-    assert plain(logged) - documented() == set()
+    assert plain(logged | off_policy()) - documented() == set()
 
 
 def test_nothing_is_documented_that_is_never_stored(logged: set[str]) -> None:
-    assert documented() - plain(logged) == set()
+    assert documented() - plain(logged | off_policy()) == set()
 
 
 def test_a_new_name_would_be_noticed(logged: set[str]) -> None:

@@ -25,6 +25,7 @@ from burnish.loop.conductor import start_run
 from burnish.loop.manifest import stored_recipe
 from burnish.loop.policy import reopen_policy
 from burnish.loop.reinforce import optimizer_spec
+from burnish.loop.setup import rl_loss
 from burnish.rollout.samples import training_samples
 from burnish.store.reader import RunReader
 from burnish.store.rows import Fate, StoredTrajectory
@@ -201,7 +202,7 @@ def library_weights(run: Path, step: int, steps: int, *, double: bool = False) -
     optimizer.restore(optimizer_state)
     rows = [row for row in RunReader(run).trajectories("rl", step) if row.advantage is not None]
     samples = [sample for row in rows for sample in training_samples(row.trajectory, row.advantage or 0.0)]
-    learner = Learner(model, GrpoLoss(clip_low=recipe.rl.clip_low, clip_high=recipe.rl.clip_high))
+    learner = Learner(model, rl_loss(recipe))
     for _ in range(steps):
         learner.accumulate(samples, learner.normaliser(samples))
         optimizer.step()

@@ -6,15 +6,18 @@ import json
 import math
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from burnish.core.cost import EpisodeCost
 from burnish.core.grade import Grade
 from burnish.core.message import ImagePart, Message, Role, TextPart, ToolCall
 from burnish.core.outcome import COMPLETED, Ending, Limit, Outcome, Owner
 from burnish.core.trajectory import Node, Trajectory
 from burnish.reports.vocabulary import _BYTES
+from burnish.rollout.cost import cost_scalars
 from burnish.store.rows import EvaluationRow, Event, Fate, StepRecord, StoredTrajectory
 from burnish.store.writer import RunWriter
 
@@ -79,9 +82,17 @@ def node(
 
 
 def trajectory(
-    name: str, rng: Random, *, right: bool = True, outcome: Outcome = COMPLETED, version: int = 3, spoil: str = ""
+    name: str,
+    rng: Random,
+    *,
+    right: bool = True,
+    outcome: Outcome = COMPLETED,
+    version: int = 3,
+    spoil: str = "",
+    extra_tokens: int = 0,
 ) -> Trajectory:
-    """An episode with one good tool call, one that fails, and an answer; `spoil` is put into every text."""
+    """An episode with one good tool call, one that fails, and an answer; `spoil` is put into every text, and the answer
+    is `extra_tokens` longer."""
     group, _, sample = name.rpartition("/")
     order = rng.randint(100, 999)
     call = ToolCall(id="call_0", name=f"get_order{spoil}", arguments={"order_id": order, "note": spoil or "urgent"})
@@ -103,7 +114,13 @@ def trajectory(
         node(1, f"<|im_start|>tool\n{result}", (Message.tool(result, call=call),)),
         node(2, '<tool_call>{"name"', (Message.assistant(f"Again.{spoil}", (broken,)),), **sampled),
         node(3, "Error", (Message.tool(f"Error: unreadable call{spoil}", call=broken, is_error=True),)),
-        node(-1, f"{answer}<|im_end|>", (Message.assistant(answer),), fork="template drops thinking", **sampled),
+        node(
+            -1,
+            f"{' of' * extra_tokens}{answer}<|im_end|>",
+            (Message.assistant(answer),),
+            fork="template drops thinking",
+            **sampled,
+        ),
     )
     return Trajectory(
         id=name,
@@ -147,9 +164,13 @@ def stored(
     )
 
 
-def rl_rows(step: int, skill: float, *, spoil: str = "") -> list[StoredTrajectory]:
-    """A step's groups: some without signal, now and then one member that failed or ran out of turns."""
+def rl_rows(step: int, skill: float, *, spoil: str = "", is_asynchronous: bool = False) -> list[StoredTrajectory]:
+    """A step's groups: some without signal, now and then one member that failed or ran out of turns.
+
+    Asynchronous: members are up to 4 versions old, one group was dropped, and answers get shorter from step to step.
+    """
     rng = Random(step)
+    aside = Random(-step)
     rows = []
     for group in range(GROUPS):
         rewards: list[float | None] = [float(rng.random() < skill) for _ in range(GROUP_SIZE)]
@@ -160,7 +181,12 @@ def rl_rows(step: int, skill: float, *, spoil: str = "") -> list[StoredTrajector
             name = f"rl/{step:06d}/{group:04d}/{sample:02d}"
             late = Outcome(ending=Ending.TRUNCATED, limit=Limit.TURNS) if rng.random() < 0.1 else COMPLETED
             given = Fate.FAILED if reward is None else fate
-            rows.append(stored(name, "rl", step, rng, reward=reward, fate=given, outcome=late, spoil=spoil))
+            more: dict[str, Any] = {}
+            if is_asynchronous:
+                given = Fate.DROPPED if group == GROUPS - 1 else given
+                wordy = max(0, 60 - 2 * step) + aside.randint(0, 12) + (0 if reward else 12)
+                more = {"version": max(0, step - 1 - aside.randint(0, 4)), "extra_tokens": wordy}
+            rows.append(stored(name, "rl", step, rng, reward=reward, fate=given, outcome=late, spoil=spoil, **more))
     return rows
 
 
@@ -170,22 +196,24 @@ def rl_scalars(step: int, rows: Sequence[StoredTrajectory]) -> dict[str, float]:
     rewards = [row.reward for row in rows if row.reward is not None]
     mean = sum(rewards) / len(rewards)
     fates = [row.fate for row in rows]
+    costs = [EpisodeCost.of(row.trajectory) for row in rows]
+    tokens = sum(cost.action_tokens for cost in costs)
     scalars = {
         "reward/mean": mean,
         "reward/std": math.sqrt(mean * (1 - mean)),
         "groups/dispatched": float(GROUPS),
         "groups/signal": float(len({row.trajectory.group_id for row in rows if row.fate is Fate.TRAINED})),
         "episodes/dispatched": float(len(rows)),
-        "episodes/turns": 2 + rng.random(),
-        "tokens/sampled": 30.0 * len(rows),
-        "tokens/per_episode": 30 + 4 * rng.random(),
+        "episodes/turns": sum(cost.turns for cost in costs) / len(rows),
+        "tokens/sampled": float(tokens),
+        "tokens/per_episode": tokens / len(rows),
         "loss": rng.gauss(0.0, 0.1),
         "entropy_nats_mean": 0.6 * 0.97**step,
         "grad_norm": 1 + rng.random(),
         "clipped_low_mean": 0.01 * rng.random(),
         "clipped_high_mean": 0.02 * rng.random(),
-        "log_ratio_abs_nats_mean": 2e-6 * rng.random(),
-        "log_ratio_abs_nats_max": 2e-5 * rng.random(),
+        "log_ratio_behaviour_abs_nats_mean": 2e-6 * rng.random(),
+        "log_ratio_behaviour_abs_nats_max": 2e-5 * rng.random(),
         "check/canary_nats": 1e-6 * rng.random(),
         "check/ratio_nats": 2e-5 * rng.random(),
         "time/step_s": 1.2,
@@ -199,18 +227,61 @@ def rl_scalars(step: int, rows: Sequence[StoredTrajectory]) -> dict[str, float]:
         scalars["check/micro_batch"] = 4e-7
     for fate in (Fate.TRAINED, Fate.FILTERED, Fate.DROPPED, Fate.FAILED):
         scalars[f"episodes/{fate}"] = float(fates.count(fate))
+    scalars |= cost_scalars(costs) | {"reward/charged_mean": 0.0}
     for row in rows:
         key = f"outcome/{row.trajectory.outcome.label}"
         scalars[key] = scalars.get(key, 0.0) + 1
     return scalars
 
 
+def asynchronous_scalars(step: int, rows: Sequence[StoredTrajectory]) -> dict[str, float]:
+    """What a run whose episodes and optimizer steps overlap stores beside the rest."""
+    rng = Random(step)
+    ages = [step - 1 - max(row.trajectory.nodes[1].versions) for row in rows if row.fate is Fate.TRAINED]
+    dropped = sum(row.fate is Fate.DROPPED for row in rows)
+    return {
+        "staleness/mean": sum(ages) / max(1, len(ages)),
+        "staleness/max": float(max(ages, default=0)),
+        "staleness/share_stale": sum(age > 0 for age in ages) / max(1, len(ages)),
+        "pool/depth_steps": 1.0 + min(3, step // 4),
+        "pool/in_flight": 40.0 + rng.randint(0, 8),
+        "pool/ready": float(rng.randint(0, 9)),
+        "pool/waited_s": 0.3 * rng.random(),
+        "pool/requeued": float(step % 7 == 3),
+        "workers/replaced": float(step % 7 == 3),
+        "time/wait_s": 0.3 * rng.random(),
+        "time/pause_s": 0.05,
+        "episodes/pending": 44.0,
+        "dropped/stale": float(dropped),
+        "dropped/surplus": 0.0,
+        "dropped/cancelled": float(step % 5 == 0),
+        "reward/charged_mean": 0.04,
+        "ratio_behaviour_mean": 1 + 0.02 * rng.gauss(0, 1),
+        "ratio_proximal_mean": 1 + 0.002 * rng.gauss(0, 1),
+        "log_ratio_behaviour_squared_mean": 0.02 + 0.01 * rng.random(),
+        "log_ratio_proximal_squared_mean": 0.002 * rng.random(),
+        "correction_ess_token": 0.95 - 0.02 * rng.random(),
+        "correction_above_mean": 0.01 * rng.random(),
+        "masked_mean": 0.004 * rng.random(),
+        "ratio_behaviour_ess_raw_token": 0.9 - 0.1 * rng.random(),
+        "ratio_behaviour_ess_raw_sequence": 0.6 - 0.2 * rng.random(),
+    }
+
+
 class SyntheticRun:
     """A run that can go on: `commit_rl_step` adds a step, as training would."""
 
-    def __init__(self, folder: Path, *, spoil: str = "", manifest: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        spoil: str = "",
+        manifest: Mapping[str, Any] | None = None,
+        is_asynchronous: bool = False,
+    ) -> None:
         self.folder = folder
         self.spoil = spoil
+        self.is_asynchronous = is_asynchronous
         self.writer = RunWriter.create(folder, manifest or example_manifest(spoil))
         self.writer.layout.model.mkdir(exist_ok=True)
         (self.writer.layout.model / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
@@ -231,11 +302,15 @@ class SyntheticRun:
             self.writer.commit_step(StepRecord(phase="sft", step=step, scalars=scalars))
         self.evaluate("after_sft", "sft", steps, 0.4, splits=("heldout", "unseen"))
 
-    def commit_rl_step(self, skill: float = 0.5, **fields: Any) -> None:
-        """The next RL step."""
+    def commit_rl_step(self, skill: float = 0.5, *, charge: float = 0.0, **fields: Any) -> None:
+        """The next RL step; `charge` is taken from the reward of every success, as a token cost would."""
         self.rl_step += 1
-        rows = rl_rows(self.rl_step, skill, spoil=self.spoil)
+        rows = rl_rows(self.rl_step, skill, spoil=self.spoil, is_asynchronous=self.is_asynchronous)
+        rows = [replace(row, reward=row.reward - charge) if row.reward else row for row in rows]
         scalars = rl_scalars(self.rl_step, rows) | ({f"count/{self.spoil}": 1.0} if self.spoil else {})
+        if self.is_asynchronous:
+            scalars |= asynchronous_scalars(self.rl_step, rows)
+            fields = {"policy_version": self.rl_step, **fields}
         self.writer.commit_step(StepRecord(phase="rl", step=self.rl_step, rows=rows, scalars=scalars, **fields))
 
     def evaluate(self, label: str, phase: str, step: int, share: float, splits: Sequence[str] = ("heldout",)) -> None:
@@ -285,9 +360,9 @@ def example_manifest(spoil: str = "") -> dict[str, Any]:
     }
 
 
-def finished_run(folder: Path, *, rl_steps: int = 30, spoil: str = "") -> SyntheticRun:
+def finished_run(folder: Path, *, rl_steps: int = 30, spoil: str = "", is_asynchronous: bool = False) -> SyntheticRun:
     """A whole run up to its last step; its writer is still open."""
-    run = SyntheticRun(folder, spoil=spoil)
+    run = SyntheticRun(folder, spoil=spoil, is_asynchronous=is_asynchronous)
     run.commit_sft()
     for step in range(1, rl_steps + 1):
         skill = min(0.95, 0.35 + 0.7 * step / rl_steps)

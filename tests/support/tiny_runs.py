@@ -143,8 +143,9 @@ def accounting_problems(folder: Path) -> list[str]:
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    """The worker processes of a main process."""
-    return [process for process in descendants(pid) if not any("resource_tracker" in w for w in process.cmdline())]
+    """The worker processes of a main process; neither its helpers nor the hosts of environments."""
+    others = ("resource_tracker", "sys.path[:] = json.loads")
+    return [one for one in descendants(pid) if not any(other in " ".join(one.cmdline()) for other in others)]
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -175,3 +176,27 @@ def orphans_after(processes: Sequence[psutil.Process], seconds: float) -> list[p
     for process in left:
         process.kill()
     return left
+
+
+def asynchronous_problems(folder: Path) -> list[str]:
+    """Where dispatched = trained + filtered + dropped + failed + pending does not hold, over all steps so far, or where
+    pending episodes are left at the end of a finished run."""
+    reader, problems = RunReader(folder), []
+    dispatched = accounted = 0.0
+    scalars: dict[str, float] = {}
+    for info in reader.steps("rl"):
+        scalars = reader.step_scalars("rl", info.step)
+        fates = [row.fate.value for row in reader.trajectories("rl", info.step)]
+        dispatched += scalars["episodes/dispatched"]
+        accounted += sum(scalars[f"episodes/{fate}"] for fate in ("trained", "filtered", "dropped", "failed"))
+        if dispatched != accounted + scalars["episodes/pending"]:
+            problems.append(f"step {info.step}: {dispatched:g} dispatched, {accounted:g} accounted for")
+        for fate in ("trained", "filtered", "failed"):
+            if scalars[f"episodes/{fate}"] != fates.count(fate):
+                problems.append(f"step {info.step}: {scalars[f'episodes/{fate}']:g} {fate}, rows {fates.count(fate)}")
+        without_rows = scalars["dropped/surplus"] + scalars["dropped/cancelled"]
+        if scalars["episodes/dropped"] != fates.count("dropped") + without_rows:
+            problems.append(f"step {info.step}: {scalars['episodes/dropped']:g} dropped, rows {fates.count('dropped')}")
+    if scalars.get("episodes/pending"):
+        problems.append(f"{scalars['episodes/pending']:g} pending at the end")
+    return problems

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from burnish.algorithms import logprobs as module
+from burnish.algorithms.kept import KeptTokens
 from burnish.algorithms.logprobs import token_logprobs
+from burnish.core.errors import InvariantViolation
 
 torch.set_num_threads(1)
 
@@ -66,3 +68,51 @@ def test_greedy_temperature_is_refused_and_nothing_gives_nothing():
         token_logprobs(torch.zeros(1, 2), torch.tensor([0]), temperature=0.0)
     values, entropy = token_logprobs(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), temperature=1.0)
     assert values.shape == entropy.shape == (0,)
+
+
+KEPT = [[], [8, 2], [3], [0, 3, 5, 7], [], [7, 6, 1], [5, 0]]
+"""Kept sets of seven tokens over nine ids; an empty one stands for the whole vocabulary."""
+
+
+def kept_tokens(sets: list[list[int]]) -> KeptTokens:
+    return KeptTokens(
+        counts_N=torch.tensor([len(ids) for ids in sets]),
+        ids_K=torch.tensor([token for ids in sets for token in ids], dtype=torch.int64),
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [1, 16, 1 << 18])
+def test_kept_sets_renormalise_values_entropy_and_gradient(temperature, chunk, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk)
+    x = logits(7, 9).requires_grad_()
+    targets = torch.tensor([0, 8, 3, 3, 1, 7, 5])
+    weights = torch.linspace(-1, 2, 7, dtype=torch.float64)
+    expected, entropies = [], []
+    for row, ids in enumerate(KEPT):
+        chosen = torch.tensor(ids or list(range(9)))
+        renormalised = torch.log_softmax(x[row, chosen] / temperature, -1)
+        expected.append(renormalised[chosen == targets[row]].squeeze())
+        entropies.append(-(renormalised.exp() * renormalised).sum())
+    (expected_gradient,) = torch.autograd.grad((torch.stack(expected) * weights).sum(), x)
+
+    values, entropy = token_logprobs(x, targets, temperature=temperature, kept=kept_tokens(KEPT))
+    (gradient,) = torch.autograd.grad((values * weights).sum(), x)
+    torch.testing.assert_close(values, torch.stack(expected))
+    torch.testing.assert_close(entropy, torch.stack(entropies))
+    torch.testing.assert_close(gradient, expected_gradient)
+    assert values[2].item() == entropy[2].item() == 0.0  # the only id that could be drawn
+    free, _ = token_logprobs(x, targets, temperature=temperature)
+    assert bool((values >= free).all())
+
+
+def test_empty_kept_sets_change_nothing():
+    x, targets = logits(3, 5), torch.tensor([0, 4, 2])
+    with_sets = token_logprobs(x, targets, temperature=1.0, kept=kept_tokens([[], [], []]))
+    for one, other in zip(with_sets, token_logprobs(x, targets, temperature=1.0), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_token_outside_its_kept_set_is_named():
+    with pytest.raises(InvariantViolation, match=r"kept_set.* 1 \(id 4\) is outside the set of 2 ids"):
+        token_logprobs(logits(3, 5), torch.tensor([0, 4, 2]), temperature=1.0, kept=kept_tokens([[0, 1], [1, 2], []]))

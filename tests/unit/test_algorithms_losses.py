@@ -29,6 +29,7 @@ def inputs(ratios, advantages, lengths=None, reference=None, normaliser=1.0) -> 
         logprobs_N=(behaviour + torch.tensor(ratios).log()).requires_grad_(),
         behaviour_logprobs_N=behaviour,
         advantages_N=torch.tensor(advantages),
+        sequence_N=torch.tensor([row for row, n in enumerate(lengths) for _ in range(n)]),
         sequence_tokens_N=torch.tensor([float(n) for n in lengths for _ in range(n)]),
         entropy_N=torch.full((len(ratios),), 2.0),
         sequences=len(lengths),
@@ -108,11 +109,11 @@ def test_k3_is_unbiased():
 
 def test_raw_ratios_are_recorded_before_clipping():
     figures = GrpoLoss()(inputs([4.0, 1.0], [1.0, 1.0])).statistics.metrics()
-    assert figures["ratio_mean"] == pytest.approx(2.5)
-    assert figures["log_ratio_abs_nats_max"] == pytest.approx(math.log(4))
-    assert figures["ratio_ess_raw_token"] == pytest.approx(25 / (2 * 17))
+    assert figures["ratio_behaviour_mean"] == pytest.approx(2.5)
+    assert figures["log_ratio_behaviour_abs_nats_max"] == pytest.approx(math.log(4))
+    assert figures["ratio_behaviour_ess_raw_token"] == pytest.approx(25 / (2 * 17))
     on_policy = GrpoLoss()(inputs([1.0, 1.0], [1.0, 1.0])).statistics.metrics()
-    assert on_policy["ratio_ess_raw_token"] == 1.0
+    assert on_policy["ratio_behaviour_ess_raw_token"] == 1.0
 
 
 def test_a_huge_log_ratio_stays_finite_in_the_loss():
@@ -127,8 +128,9 @@ def test_statistics_merge_like_one_batch():
     parts = [loss(inputs([1.1, 0.9], [1.0, -1.0])).statistics, loss(inputs([1.4], [1.0])).statistics]
     merged = LossSums.merge(parts)
     assert merged.maxima == whole.maxima
-    assert {key: merged.sums[key] for key in merged.sums if key != "sequences"} == pytest.approx(
-        {key: whole.sums[key] for key in whole.sums if key != "sequences"}
+    # One sequence of three tokens is not two sequences: what counts sequences differs.
+    assert {key: merged.sums[key] for key in merged.sums if "sequence" not in key} == pytest.approx(
+        {key: whole.sums[key] for key in whole.sums if "sequence" not in key}
     )
     assert LossSums.merge([]).metrics() == {}
 

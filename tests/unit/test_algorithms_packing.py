@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from burnish.algorithms.packing import micro_batches
+from burnish.core.kept import KeptSets
 from burnish.core.learning import TrainingSample
 
 masks = st.lists(st.booleans(), max_size=12).map(lambda tail: [False, *tail])
@@ -91,3 +93,30 @@ def test_to_the_same_device_is_free():
     moved = batch.to(torch.device("meta"))
     assert moved.token_ids_BT.is_meta
     assert moved.advantages_N.is_meta
+
+
+def test_rows_and_versions_stand_beside_their_tokens():
+    samples = [replace(sample("a", [0, 1, 0, 1]), versions=array("i", [-1, 3, -1, 5])), sample("b", [0, 0, 0, 1])]
+    (batch,) = micro_batches(samples, max_tokens=100, pad_id=0)
+    assert batch.sequence_N.tolist() == [0, 0, 1]
+    assert batch.versions_N.tolist() == [3, 5, 0]
+    assert batch.kept is None
+    assert batch.proximal_logprobs_N is None
+
+
+def test_kept_sets_of_trained_tokens_alone_are_packed():
+    # The third token was drawn elsewhere on the path: it has a set, but it is context here.
+    sets = KeptSets(counts=array("i", [0, 2, 1, 3]), ids=array("i", [11, 12, 7, 1, 2, 13]))
+    samples = [replace(sample("a", [0, 1, 0, 1]), kept=sets), sample("b", [0, 0, 0, 1])]
+    (batch,) = micro_batches(samples, max_tokens=100, pad_id=0)
+    assert batch.kept.counts_N.tolist() == [2, 3, 0]
+    assert batch.kept.ids_K.tolist() == [11, 12, 1, 2, 13]
+    assert batch.to(torch.device("meta")).kept.ids_K.is_meta
+
+
+def test_proximal_log_probabilities_are_for_all_samples_or_none():
+    scored = replace(sample("a", [0, 1, 1]), proximal_logprobs=array("f", [0.0, -0.5, -0.25]))
+    (batch,) = micro_batches([scored], max_tokens=100, pad_id=0)
+    assert batch.proximal_logprobs_N.tolist() == [-0.5, -0.25]
+    with pytest.raises(ValueError, match="b has no proximal"):
+        micro_batches([scored, sample("b", [0, 1, 1])], max_tokens=100, pad_id=0)

@@ -22,15 +22,9 @@ from burnish.core.errors import ConfigError
 from burnish.core.message import ImagePart, Message, Role, TextPart, ToolCall
 from burnish.core.sampling import Finish, SampleRequest, SamplingParams
 from burnish.core.tool import ToolSpec
-from burnish.integrations.openai_chat import (
-    ChatOptions,
-    EndpointCause,
-    EndpointError,
-    OpenAIChatSampler,
-    message_from_openai,
-    message_to_openai,
-    retry_after_s,
-)
+from burnish.integrations.endpoint import EndpointCause, EndpointError, retry_after_s
+from burnish.integrations.openai_chat import ChatOptions, OpenAIChatSampler
+from burnish.rollout.wire import message_from_openai, message_to_openai
 
 ADD = ToolSpec(
     name="add",

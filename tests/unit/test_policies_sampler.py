@@ -5,45 +5,23 @@ from __future__ import annotations
 import asyncio
 import math
 from array import array
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import SPECS, TINY, VOCABULARY, WINDOW, make_model
 
 from burnish.core.errors import ConfigError, RunStopped
 from burnish.core.sampling import Finish, Sample, SampleRequest, SamplingParams
-from burnish.policies.batch import Batch
-from burnish.policies.build import TinySpec, build_tiny
 from burnish.policies.checksum import weight_checksum
 from burnish.policies.draw import DrawRules, draw
-from burnish.policies.forward import Unit, prefill_ranges
+from burnish.policies.forward import CachedForward, RecomputedForward, choose_forward, computes_logits
+from burnish.policies.lean import LeanForward
+from burnish.policies.placing import prefill_ranges
 from burnish.policies.sampler import EmbeddedSampler
-
-VOCABULARY = 61
-WINDOW = 8
-TINY = TinySpec(hidden_size=32, layers=4, heads=4, kv_heads=2, intermediate_size=48, max_positions=256)
-SPECS = {
-    "qwen3": TINY,
-    "llama": replace(TINY, family="llama", tie_embeddings=False),
-    "mistral": replace(TINY, family="mistral", sliding_window=WINDOW),
-    "gemma": replace(TINY, family="gemma", kv_heads=1, sliding_window=WINDOW),
-    "gpt2": replace(TINY, family="gpt2"),
-}
-
-
-@dataclass
-class StubTokenizer:
-    """All that a model needs to know of a tokenizer."""
-
-    bos_token_id: int | None = None
-    eos_token_id: int | None = 2
-    pad_token_id: int | None = 0
-
-    def __len__(self) -> int:
-        return VOCABULARY
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -52,17 +30,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def make_model(spec: TinySpec):
-    """A model with weights large enough for attention to matter; a fresh one is close to uniform."""
-    model = build_tiny(StubTokenizer(), spec, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0.0, 0.15, generator=generator)
-    return model
 
 
 @pytest.fixture(scope="module", params=list(SPECS))
@@ -131,18 +98,30 @@ def test_logprobs_agree_at_another_temperature(family_model) -> None:
     assert worst_gap(family_model, requests, samples, temperature=0.7) < 1e-4
 
 
-def test_the_agreement_test_sees_padding_that_is_not_masked(family_model, monkeypatch) -> None:
-    honest = Batch._prefill_range
-
-    def unmasked(self, ids_UP, first, end):
-        kept, self.start_R = self.start_R, torch.zeros_like(self.start_R)
-        logits = honest(self, ids_UP, first, end)
-        self.start_R = kept
-        return logits
-
-    monkeypatch.setattr(Batch, "_prefill_range", unmasked)
+@pytest.mark.parametrize("kind", [CachedForward, RecomputedForward])
+def test_the_slower_ways_agree_too(family_model, kind) -> None:
+    sampler = sampler_of(family_model, forward=kind(family_model), max_rows=4)
     requests = mixed_requests()
-    assert worst_gap(family_model, requests, sampler_of(family_model).sample_now(requests)) > 1e-2
+    samples = sampler.sample_now(requests)
+    assert worst_gap(family_model, requests, samples) < 1e-4
+    later = next_turn(requests, samples)
+    assert worst_gap(family_model, later, sampler.sample_now(later)) < 1e-4
+
+
+def test_every_family_takes_the_lean_way(family_model) -> None:
+    assert isinstance(sampler_of(family_model).forward, LeanForward)
+
+
+def test_the_agreement_test_sees_a_wrong_position(family_model, monkeypatch) -> None:
+    honest = LeanForward.decode
+    monkeypatch.setattr(
+        LeanForward, "decode", lambda self, store, ids, at, width: honest(self, store, ids, at - 1, width)
+    )
+    requests = mixed_requests()
+    sampler = sampler_of(family_model, forward=LeanForward(family_model))
+    assert worst_gap(family_model, requests, sampler.sample_now(requests)) > 1e-2
+    assert not computes_logits(LeanForward(family_model), family_model, family_model.config)
+    assert isinstance(choose_forward(family_model), CachedForward)
 
 
 def test_greedy_is_what_transformers_generates(family_model) -> None:
@@ -192,7 +171,8 @@ def test_a_recurrent_model_is_recomputed_and_agrees() -> None:
     sampler = sampler_of(model)
     samples = sampler.sample_now(requests)
     assert worst_gap(model, requests, samples) < 1e-4
-    assert len(sampler._store) == 0
+    assert len(sampler._engine.prefixes) == 0
+    assert isinstance(sampler.forward, RecomputedForward)
 
 
 # -- turns that continue --------------------------------------------------------------------------------------------
@@ -228,7 +208,7 @@ def test_reuse_draws_the_same_as_no_reuse(model) -> None:
 
 
 @pytest.mark.parametrize("guarded", [True, False])
-def test_changed_weights_make_cached_keys_worthless(guarded: bool, monkeypatch) -> None:
+def test_changed_weights_make_held_keys_and_packed_weights_worthless(guarded: bool, monkeypatch) -> None:
     model = make_model(TINY)
     sampler = sampler_of(model)
     requests = mixed_requests()
@@ -236,28 +216,37 @@ def test_changed_weights_make_cached_keys_worthless(guarded: bool, monkeypatch) 
     with torch.no_grad():
         model.model.layers[0].self_attn.k_proj.weight.add_(0.05)
     if not guarded:
-        monkeypatch.setattr(EmbeddedSampler, "_forget_stale", lambda self: None)
+        monkeypatch.setattr(EmbeddedSampler, "_notice_changes", lambda self: None)
     gap = worst_gap(model, later, sampler.sample_now(later))
     assert gap < 1e-4 if guarded else gap > 1e-3
 
 
 def test_setting_the_version_forgets_and_marks(model) -> None:
     sampler = sampler_of(model)
-    assert sampler.sample_now([ask(ids(3, 4))])[0].versions[0] == 0
-    assert len(sampler._store) == 1
+    assert set(sampler.sample_now([ask(ids(3, 4))])[0].versions) == {0}
+    assert len(sampler._engine.prefixes) == 1
     sampler.version = 7
-    assert len(sampler._store) == 0
-    assert sampler.sample_now([ask(ids(3, 4))])[0].versions[0] == 7
+    assert len(sampler._engine.prefixes) == 0
+    assert set(sampler.sample_now([ask(ids(3, 4))])[0].versions) == {7}
     sampler.forget()
-    assert (len(sampler._store), sampler._store.bytes_held, sampler.version) == (0, 0, 7)
+    assert (len(sampler._engine.prefixes), sampler.version) == (0, 7)
 
 
-def test_the_store_stays_within_its_bytes(model) -> None:
+def test_prefixes_may_outlive_a_version(model) -> None:
+    sampler = sampler_of(model, keep_prefixes_across_versions=True)
+    sampler.sample_now([ask(ids(3, 4))])
+    sampler.version = 7
+    assert len(sampler._engine.prefixes) == 1
+
+
+def test_what_is_held_stays_within_its_bytes(model) -> None:
     sampler = sampler_of(model, prefix_cache_bytes=100_000)
     for seed in range(12):
         sampler.sample_now([ask(random_ids(20, seed), seed)])
-        assert sampler._store.bytes_held <= 100_000
-    assert 0 < len(sampler._store) < 12
+        engine = sampler._engine
+        assert len(engine.prefixes) * engine.store.row_bytes <= 100_000
+    assert 0 < len(engine.prefixes) < 12
+    assert engine.store.rows < 12
 
 
 # -- independence and randomness ------------------------------------------------------------------------------------
@@ -289,7 +278,7 @@ def test_equal_prompts_are_prefilled_once(model) -> None:
 def test_draws_follow_the_distribution() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).repeat(4000, 1)
     uniforms = torch.from_numpy(np.random.Generator(np.random.PCG64(0)).random(4000))
-    tokens, logprobs = draw(logits, uniforms, DrawRules.of([SamplingParams()] * 4000, "cpu"))
+    tokens, logprobs, _ = draw(logits, uniforms, DrawRules.of([SamplingParams()] * 4000, "cpu"))
     expected = logits[0].softmax(-1)
     observed = torch.bincount(tokens, minlength=4) / 4000
     # four standard errors of a share
@@ -303,7 +292,7 @@ rows = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=12)
 @settings(max_examples=150, deadline=None)
 @given(
     rows,
-    st.floats(0, 1, exclude_max=True),
+    st.floats(0, 1 - 2**-23),
     st.sampled_from([0.3, 1.0, 2.0]),
     st.sampled_from([0.1, 0.5, 0.9, 1.0]),
     st.integers(0, 5),
@@ -311,7 +300,7 @@ rows = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=12)
 def test_draw_is_the_inverse_cdf_of_the_filtered_distribution(row, uniform, temperature, top_p, top_k) -> None:
     params = SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k)
     logits = torch.tensor([row])
-    token, logprob = draw(logits, torch.tensor([uniform], dtype=torch.float64), DrawRules.of([params], "cpu"))
+    token, logprob, kept_set = draw(logits, torch.tensor([uniform], dtype=torch.float64), DrawRules.of([params], "cpu"))
     scaled = (np.array(row, np.float32) - np.float32(max(row))) / np.float32(temperature)
     order = np.argsort(-scaled, kind="stable")
     kept = order[: top_k or len(row)]
@@ -321,6 +310,10 @@ def test_draw_is_the_inverse_cdf_of_the_filtered_distribution(row, uniform, temp
     surely = kept[(before < top_p - 1e-5) | (np.arange(len(kept)) == 0) | (top_p == 1.0)]
     maybe = kept[(before < top_p + 1e-5) | (top_p == 1.0)]
     assert int(token) in maybe
+    if top_k or top_p < 1.0:
+        assert set(surely) <= set(kept_set[0].nonzero()[:, 0].tolist()) <= set(maybe)
+    else:
+        assert kept_set is None
     if len(surely) == len(maybe):
         weights = np.zeros(len(row))
         weights[surely] = np.exp(scaled[surely].astype(np.float64))
@@ -469,8 +462,8 @@ def test_the_checksum_sees_one_bit_and_one_exchange() -> None:
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 2000))
 def test_prefill_ranges_cover_every_unit_once_within_the_budget(lengths, budget) -> None:
-    units = [Unit(ids=np.zeros(length, np.int32), members=(0,)) for length in sorted(lengths)]
-    spans = prefill_ranges(units, budget)
-    assert [row for first, end in spans for row in range(first, end)] == list(range(len(units)))
+    lengths = sorted(lengths)
+    spans = prefill_ranges(lengths, budget)
+    assert [row for first, end in spans for row in range(first, end)] == list(range(len(lengths)))
     for first, end in spans:
-        assert end - first == 1 or (end - first) * units[end - 1].new_tokens <= budget
+        assert end - first == 1 or (end - first) * lengths[end - 1] <= budget

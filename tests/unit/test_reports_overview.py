@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from synthetic_run import GROUPS, SyntheticRun, example_manifest, finished_run, rl_rows
 
+from burnish.reports.cost import CostReadings
 from burnish.reports.headline import headline
 from burnish.reports.overview import duration_text, overview
 from burnish.reports.series import MAX_POINTS, Readings, columns, phase_rates, phase_seconds
@@ -27,10 +28,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SyntheticRun:
     return made
 
 
+def viewed(reader: RunReader) -> dict[str, Any]:
+    return overview(reader, Readings(reader), CostReadings(reader))
+
+
 @pytest.fixture(scope="module")
 def view(run: SyntheticRun) -> dict[str, Any]:
     reader = RunReader(run.folder)
-    return overview(reader, Readings(reader))
+    return viewed(reader)
 
 
 def evaluation(
@@ -103,7 +108,7 @@ def test_one_group_has_no_band(tmp_path: Path) -> None:
     rows = [row for row in rl_rows(1, 0.5) if row.trajectory.group_id.endswith("0001")]
     run.writer.commit_step(StepRecord(phase="rl", step=1, rows=rows, scalars={"reward/mean": 0.5}))
     reader = RunReader(run.folder)
-    assert overview(reader, Readings(reader))["reward_band"] == [(None, None)]
+    assert viewed(reader)["reward_band"] == [(None, None)]
     run.writer.close()
 
 
@@ -158,7 +163,7 @@ def test_tolerance_is_never_guessed(
     with RunWriter.create(tmp_path / "run", {"recipe": {"model": model, "checks": checks}}) as writer:
         writer.commit_step(StepRecord(phase="rl", step=1, scalars={"check/canary_nats": 0.01, **stored}))
         reader = RunReader(tmp_path / "run")
-        assert overview(reader, Readings(reader))["checks"][0]["tolerance"] == expected
+        assert viewed(reader)["checks"][0]["tolerance"] == expected
 
 
 def test_events_and_ledger_and_what_can_be_browsed(run: SyntheticRun, view: dict[str, Any]) -> None:
@@ -185,11 +190,11 @@ def test_facts_name_recipe_environment_model_and_machine(view: dict[str, Any]) -
 def test_a_manifest_of_another_shape_costs_facts_and_nothing_else(tmp_path: Path) -> None:
     with RunWriter.create(tmp_path / "run", {"recipe": ["x"], "hardware": {"workers": 1}, "versions": None}) as writer:
         reader = RunReader(tmp_path / "run")
-        view = overview(reader, Readings(reader))
+        view = viewed(reader)
         assert view["problems"] == []
         assert view["headline"] == {"columns": [], "rows": []}
         writer.layout.manifest.write_text("{")
-        assert "manifest" in overview(reader, Readings(reader))["problems"][0]
+        assert "manifest" in viewed(reader)["problems"][0]
 
 
 def test_a_missing_segment_costs_the_band_and_is_named(tmp_path: Path) -> None:
@@ -198,7 +203,7 @@ def test_a_missing_segment_costs_the_band_and_is_named(tmp_path: Path) -> None:
     run.writer.close()
     next(iter(run.writer.layout.segments.glob("rl-*"))).unlink()
     reader = RunReader(run.folder)
-    view = overview(reader, Readings(reader))
+    view = viewed(reader)
     assert view["reward_band"] == [(None, None)]
     assert "missing" in view["problems"][0]
     assert view["scalars"]["rl"]["values"]["reward/mean"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,19 @@ def test_outcome_has_every_stage_with_intervals_rates_and_wall_time(tmp_path: Pa
     assert "unseen templates" in text
     assert "SFT 5 s (16,000 trained tokens/s)" in text
     assert "sampled tokens/s" in text
+    assert re.search(r"RL start -> end: [\d.]+ -> [\d.]+ tokens/episode, [\d.]+ -> [\d.]+ successes/1k tokens\n", text)
     assert "Wall time" in text
+
+
+def test_a_run_without_two_rl_steps_or_without_its_segments_has_no_line_of_cost(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "run")
+    run.commit_rl_step()
+    assert "start -> end" not in shown(outcome_table(run.folder))
+    run.commit_rl_step()
+    assert "start -> end" in shown(outcome_table(run.folder)), "the negative control"
+    next(iter(run.writer.layout.segments.glob("rl-*"))).unlink()
+    assert "start -> end" not in shown(outcome_table(run.folder))
+    run.writer.close()
 
 
 def test_the_widest_figures_fit(tmp_path: Path) -> None:

@@ -7,11 +7,9 @@ GRPO, arXiv 2402.03300, equation 4.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-LOG_RATIO_LIMIT_NATS = 20.0
-"""Log-ratios are held within +-20 before `exp`: beyond it a ratio says only "far", and float32 would overflow."""
+from burnish.algorithms.ratios import bounded_exp
 
 
 def k3(logprobs_N: Tensor, other_logprobs_N: Tensor) -> Tensor:
@@ -19,8 +17,9 @@ def k3(logprobs_N: Tensor, other_logprobs_N: Tensor) -> Tensor:
 
     logprobs_N: log p of the drawn tokens; other_logprobs_N: log q of the same tokens.
 
+    >>> import torch
     >>> k3(torch.tensor([-1.0]), torch.tensor([-1.0])).item()
     0.0
     """
     difference = other_logprobs_N - logprobs_N
-    return torch.exp(difference.clamp(-LOG_RATIO_LIMIT_NATS, LOG_RATIO_LIMIT_NATS)) - difference - 1.0
+    return bounded_exp(difference) - difference - 1.0

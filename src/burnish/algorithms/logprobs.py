@@ -2,15 +2,20 @@
 
 With z = logits / temperature: log p(y) = z_y - logsumexp(z), entropy = logsumexp(z) - sum_v p_v z_v.  Rows are worked
 through in chunks and only the logits are kept for the backward pass, d log p(y) / d logits_v = (1[v = y] - p_v) /
-temperature, so the peak is two [N, V] tensors (logits and their gradient) instead of four.
+temperature, so the peak is two [N, V] tensors (logits and their gradient) instead of four.  Where top-k or top-p cut
+the vocabulary, both sums run over the token's kept set alone: outside it z is -inf.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from burnish.algorithms.kept import KeptTokens
+from burnish.core.errors import InvariantViolation
 
 CHUNK_ELEMENTS = 1 << 18
 """Elements worked on at a time: 1 MiB of float32 stays in a core's cache."""
@@ -20,54 +25,85 @@ class _TokenLogprobs(torch.autograd.Function):
     """Forward and backward as in the module's text; the entropy carries no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, target_ids_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        rows = _chunk_rows(logits_NV)
-        logprobs, entropies, normalisers = [], [], []
-        for start in range(0, len(logits_NV), rows):
-            targets = target_ids_N[start : start + rows]
-            scaled = _scaled(logits_NV[start : start + rows], temperature)
-            normaliser = torch.logsumexp(scaled, dim=-1)
-            probabilities = torch.exp(scaled - normaliser.unsqueeze(-1))
-            logprobs.append(scaled.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - normaliser)
+    def forward(
+        ctx: Any,
+        logits_MV: Tensor,
+        target_ids_N: Tensor,
+        rows_N: Tensor | None,
+        temperature: float,
+        forbidden_MV: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        normalisers, entropies, wide = [], [], torch.promote_types(logits_MV.dtype, torch.float32)
+        for part in _chunks(logits_MV):
+            scaled = _scaled(logits_MV[part], temperature, None if forbidden_MV is None else forbidden_MV[part])
+            largest = scaled.amax(-1)
+            below = scaled - largest.unsqueeze(-1)
+            weights = torch.exp(below)
+            total = weights.sum(-1)
             # A logit of -inf has probability 0 and adds nothing to the entropy, but 0 * -inf would be NaN.
-            finite = scaled.clamp_min(torch.finfo(scaled.dtype).min)
-            entropies.append(normaliser - torch.linalg.vecdot(probabilities, finite))
-            normalisers.append(normaliser)
+            mean = torch.linalg.vecdot(weights, below.clamp_min_(torch.finfo(below.dtype).min)) / total
+            log_total = total.log_()
+            entropies.append(log_total - mean)
+            normalisers.append(log_total + largest)
+        normalisers_M, entropy_N = torch.cat(normalisers), torch.cat(entropies)
+        if rows_N is None:
+            chosen_N, normalisers_N = logits_MV.gather(-1, target_ids_N.unsqueeze(-1)).squeeze(-1), normalisers_M
+        else:
+            chosen_N, normalisers_N = logits_MV[rows_N, target_ids_N], normalisers_M[rows_N]
+            entropy_N = entropy_N[rows_N]
         ctx.temperature = temperature
-        ctx.save_for_backward(logits_NV, target_ids_N, torch.cat(normalisers))
-        entropy_N = torch.cat(entropies)
+        ctx.save_for_backward(logits_MV, target_ids_N, rows_N, normalisers_M, forbidden_MV)
         ctx.mark_non_differentiable(entropy_N)
-        return torch.cat(logprobs), entropy_N
+        return chosen_N.to(wide) / temperature - normalisers_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        logits_NV, target_ids_N, normalisers_N = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        logits_MV, target_ids_N, rows_N, normalisers_M, forbidden_MV = ctx.saved_tensors
         gradient_N = gradients[0] / ctx.temperature
-        gradient_NV = torch.empty_like(logits_NV)
-        rows = _chunk_rows(logits_NV)
-        for start in range(0, len(logits_NV), rows):
-            part = slice(start, start + rows)
-            scale = gradient_N[part].unsqueeze(-1)
-            probabilities = _scaled(logits_NV[part], ctx.temperature).sub(normalisers_N[part].unsqueeze(-1)).exp_()
-            probabilities.mul_(-scale).scatter_add_(-1, target_ids_N[part].unsqueeze(-1), scale)
-            gradient_NV[part] = probabilities
-        return gradient_NV, None, None
+        gradient_M = gradient_N
+        if rows_N is not None:
+            gradient_M = torch.zeros_like(normalisers_M).index_add_(0, rows_N, gradient_N)
+        gradient_MV = torch.empty_like(logits_MV)
+        for part in _chunks(logits_MV):
+            scaled = _scaled(logits_MV[part], ctx.temperature, None if forbidden_MV is None else forbidden_MV[part])
+            probabilities = scaled.sub(normalisers_M[part].unsqueeze(-1)).exp_()
+            probabilities.mul_(gradient_M[part].neg().unsqueeze(-1))
+            if rows_N is None:
+                probabilities.scatter_add_(-1, target_ids_N[part].unsqueeze(-1), gradient_N[part].unsqueeze(-1))
+            gradient_MV[part] = probabilities
+        if rows_N is not None:
+            places_N = rows_N * logits_MV.shape[-1] + target_ids_N
+            gradient_MV.view(-1).index_add_(0, places_N, gradient_N.to(gradient_MV.dtype))
+        return gradient_MV, None, None, None, None
 
 
-def _chunk_rows(logits_NV: Tensor) -> int:
-    return max(1, CHUNK_ELEMENTS // logits_NV.shape[-1])
+def _chunks(logits_MV: Tensor) -> Iterator[slice]:
+    rows = max(1, CHUNK_ELEMENTS // logits_MV.shape[-1])
+    for start in range(0, len(logits_MV), rows):
+        yield slice(start, start + rows)
 
 
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    """logits / temperature in at least float32."""
+def _scaled(logits: Tensor, temperature: float, forbidden: Tensor | None = None) -> Tensor:
+    """logits / temperature in at least float32, -inf where `forbidden`."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return wide if temperature == 1.0 else wide / temperature
+    scaled = wide if temperature == 1.0 else wide / temperature
+    return scaled if forbidden is None else scaled.masked_fill(forbidden, -torch.inf)
 
 
-def token_logprobs(logits_NV: Tensor, target_ids_N: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    logits_MV: Tensor,
+    target_ids_N: Tensor,
+    *,
+    temperature: float,
+    kept: KeptTokens | None = None,
+    rows_N: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities (with gradient) and entropies (without) of N tokens, in nats, at least float32.
 
-    logits_NV: any float dtype.  temperature > 0: that of the distribution that was sampled from.
+    logits_MV: any float dtype.  rows_N: int64, the row of logits that each token was drawn from; None where token n
+    goes with row n.  temperature > 0: that of the distribution that was sampled from.  kept: the sets that the tokens
+    were drawn from, None for the whole vocabulary; both results are those of the distribution renormalised over the
+    set.  Raises InvariantViolation for a token outside its kept set: it cannot have been drawn.
 
     >>> values, entropy = token_logprobs(torch.zeros(1, 4), torch.tensor([2]), temperature=1.0)
     >>> round(values.item(), 4), round(entropy.item(), 4)
@@ -76,7 +112,30 @@ def token_logprobs(logits_NV: Tensor, target_ids_N: Tensor, *, temperature: floa
     if not temperature > 0:
         raise ValueError(f"temperature is above 0 where log-probabilities are trained, got {temperature}")
     if not len(target_ids_N):
-        empty_N = _scaled(logits_NV, temperature).sum(-1)
+        empty_N = _scaled(logits_MV[:0], temperature).sum(-1)
         return empty_N, empty_N.detach()
-    logprobs_N, entropy_N = _TokenLogprobs.apply(logits_NV, target_ids_N, temperature)  # type: ignore[no-untyped-call]
+    forbidden_NV = None
+    if kept is not None:
+        # Tokens of one row may have been drawn from different sets: by different versions, say.
+        logits_MV = logits_MV if rows_N is None else logits_MV.index_select(0, rows_N)
+        rows_N = None
+        forbidden_NV = _forbidden(kept, target_ids_N, logits_MV.shape[-1])
+    logprobs_N, entropy_N = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        logits_MV, target_ids_N, rows_N, temperature, forbidden_NV
+    )
     return logprobs_N, entropy_N
+
+
+def _forbidden(kept: KeptTokens, target_ids_N: Tensor, vocabulary: int) -> Tensor:
+    """What could not be drawn, bool [N, V]; raises InvariantViolation where that is the token that was drawn."""
+    forbidden_NV = ~kept.allowed(vocabulary)
+    outside_N = forbidden_NV.gather(-1, target_ids_N.unsqueeze(-1)).squeeze(-1)
+    if bool(outside_N.any()):
+        place = int(outside_N.nonzero()[0])
+        raise InvariantViolation(
+            "kept_set",
+            f"trained token {place} (id {int(target_ids_N[place])}) is outside the set of {int(kept.counts_N[place])} "
+            f"ids that it was drawn from; so are {int(outside_N.sum())} of {len(target_ids_N)} in all.  The sampler "
+            "stored the kept set of another token, or the streams are shifted",
+        )
+    return forbidden_NV

@@ -7,11 +7,14 @@ cross-entropy per trained token.  Source: Ouyang et al., arXiv 2203.02155, secti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from burnish.algorithms.aggregation import Aggregation, batch_normaliser, token_weights
-from burnish.algorithms.loss import LossInputs, LossOutput, LossSums
+from burnish.algorithms.figures import Figures
+from burnish.algorithms.loss import LossInputs, LossOutput
 from burnish.core.learning import TrainingSample
 
 
@@ -34,18 +37,21 @@ class SftLoss:
     def needs_reference(self) -> bool:
         return False
 
+    def needs_proximal(self, updates: int) -> bool:
+        return False
+
     def normaliser(self, samples: Sequence[TrainingSample]) -> float:
         return batch_normaliser(self.aggregation, samples)
+
+    def survey(self, samples: Sequence[TrainingSample]) -> array[float]:
+        return array("d")
+
+    def trust_limit(self, surveys: Iterable[Sequence[float]]) -> float:
+        return inf
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         weights_N = token_weights(self.aggregation, inputs.sequence_tokens_N, self.constant_tokens)
         loss = -(weights_N * inputs.advantages_N * inputs.logprobs_N).sum() / inputs.normaliser
-        logprobs_N = inputs.logprobs_N.detach().double()
-        sums = {
-            "tokens": float(logprobs_N.numel()),
-            "sequences": float(inputs.sequences),
-            "loss": float(loss.detach()),
-            "nll_nats": -float(logprobs_N.sum()),
-            "entropy_nats": float(inputs.entropy_N.double().sum()),
-        }
-        return LossOutput(loss=loss, statistics=LossSums(sums=sums))
+        figures = Figures(inputs, loss)
+        figures.add("nll_nats", -inputs.logprobs_N)
+        return LossOutput(loss=loss, statistics=figures.sums())

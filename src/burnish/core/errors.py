@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from burnish.core.outcome import Owner
+
 
 class BurnishError(Exception):
     """Base of every error that Burnish raises on purpose; the command line prints it without a traceback.
@@ -49,6 +51,14 @@ class CheckpointError(BurnishError):
     """No usable checkpoint: missing, half written, or its hashes do not hold."""
 
 
+class SamplerError(BurnishError):
+    """A sampler could not answer a request, and the policy is not to blame: a server that is down or answers garbage.
+
+    Nothing was drawn that could be scored.  The asynchronous pool ends the episode that asked, with an infrastructure
+    error; the lockstep runner, which asks for many episodes at once, stops.
+    """
+
+
 class InvariantViolation(BurnishError):
     """An always-on check failed; the run stops and names the invariant.
 
@@ -71,3 +81,42 @@ class RunStopped(BurnishError):
     def __init__(self, cause: str, message: str) -> None:
         self.cause = cause
         super().__init__(message)
+
+
+class WorldFault(BurnishError):
+    """Ends an episode as an error whose owner and cause are known to whoever raises it.
+
+    Environments that are run for somebody else raise it (a process that died is nobody's tool); every other exception
+    is typed by where it came from.
+    """
+
+    def __init__(self, owner: Owner, cause: str, message: str) -> None:
+        self.owner = owner
+        self.cause = cause
+        super().__init__(message)
+
+
+class HostLost(WorldFault):
+    """The process that an environment lived in is gone, and this environment is not known to be at fault.
+
+    An infrastructure error with the cause "host_lost": the episode may be started again with the same seed; it never
+    carries a reward.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Owner.INFRASTRUCTURE, "host_lost", message)
+
+
+class RelayedError(Exception):
+    """Base, beside the kind that it was there, of an exception that was raised in another process.
+
+    `str(error)` is its text there; `place` is the line it came from, such as "world.py:12 in count".
+    """
+
+    def __init__(self, text: str, place: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+        self.place = place
+
+    def __str__(self) -> str:
+        return self.text

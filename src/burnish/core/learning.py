@@ -15,7 +15,8 @@ class TrainingSample:
     token_ids: array('i').  loss_mask: array('b'), 1 where the token was sampled *and* is trained here (a token shared
     by two branches is trained once).  behaviour_logprobs: array('f'), 0 outside the mask.  versions: array('i'), -1
     outside.  advantages: array('f'), 0 outside (all 1 for SFT).  kept: the sets that the tokens were drawn from, where
-    top-k or top-p cut the vocabulary.
+    top-k or top-p cut the vocabulary.  proximal_logprobs: array('f'), of the policy that the trust region is around,
+    0 outside; None where the loss has none.
 
     Example: prompt of 2 tokens, action of 2: loss_mask [0, 0, 1, 1], advantages [0, 0, .5, .5].
     """
@@ -28,12 +29,15 @@ class TrainingSample:
     versions: array[int]
     advantages: array[float]
     kept: KeptSets | None = None
+    proximal_logprobs: array[float] | None = None
 
     def __post_init__(self) -> None:
         streams = (self.token_ids, self.loss_mask, self.behaviour_logprobs, self.versions, self.advantages)
         lengths = {len(stream) for stream in streams}
         if self.kept is not None:
             lengths.add(len(self.kept.counts))
+        if self.proximal_logprobs is not None:
+            lengths.add(len(self.proximal_logprobs))
         if len(lengths) != 1:
             raise ValueError(f"streams of {self.trajectory_id} must be equally long, got lengths {sorted(lengths)}")
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import torch
 
 from burnish.core.errors import CheckpointError, RunStopped, StoreError
 from burnish.core.hashing import derive_seed
+from burnish.core.task import Task
 from burnish.evaluation.heldout import Mode
 from burnish.loop import held_out, reinforce, warm_start
+from burnish.loop.asynchronous import open_rollouts
 from burnish.loop.config import Recipe
 from burnish.loop.manifest import check_unchanged, make_manifest, source_notice, stored_recipe
 from burnish.loop.policy import Policy, create_policy, reopen_policy
@@ -21,6 +23,7 @@ from burnish.loop.progress import Progress, Watcher, silent
 from burnish.loop.session import Session
 from burnish.loop.setup import make_executor, make_own_shard, open_world
 from burnish.loop.state import LoopState
+from burnish.loop.watchdog import Watchdog
 from burnish.loop.worlds import World
 from burnish.store.reader import RunReader
 from burnish.store.rows import RunState
@@ -158,23 +161,28 @@ def conduct(
         restore_random_state(loaded.rng)
     watch(Progress(phase="prepare", message=f"starting {recipe.run.workers} workers"))
     executor = make_executor(recipe, policy, world, writer.layout.model)
-    try:
+    # Twice the patience that is had with a worker: the conductor waits for those.
+    watchdog = Watchdog(2 * recipe.stop.stall_s, writer.layout.logs / "conductor.stacks.txt")
+    executor.on_progress = watchdog.pet
+    own = make_own_shard(recipe, policy, world)
+    with watchdog, closing(executor), closing(own):
         session = Session(
             recipe=recipe,
             writer=writer,
             world=world,
             policy=policy,
             executor=executor,
-            own=make_own_shard(recipe, policy, world),
+            own=own,
             state=state,
             watch=watch,
             stop_requested=stop,
         )
-        session.calibrate()
-        session.sync()
-        _phases(session, loaded)
-    finally:
-        executor.close()
+        try:
+            session.calibrate()
+            session.sync()
+            _phases(session, loaded)
+        finally:
+            session.tell_notices()
 
 
 def _phases(session: Session, loaded: Checkpoint | None) -> None:
@@ -241,29 +249,49 @@ def _rl_phase(session: Session, loaded: Checkpoint | None) -> None:
     if loaded is not None and state.rl_step > 0:
         session.optimizer.restore(loaded.optimizer_state)
     state.task_cursor = cursor.state()
-    if not (session.writer.layout.checkpoints / checkpoint_name(state)).exists():
-        save(session)
+    _save_once(session)
     session.sync()
     first_s, first_step = time.perf_counter(), state.rl_step
-    while state.rl_step < recipe.rl.steps:
-        session.check_stop()
-        scalars = reinforce.rl_step(session, cursor, tasks)
-        state.task_cursor = cursor.state()
-        per_step = (time.perf_counter() - first_s) / (state.rl_step - first_step)
-        session.tell(
-            "rl",
-            step=state.rl_step,
-            steps=recipe.rl.steps,
-            reward=scalars["reward/mean"],
-            tokens_per_s=scalars["rate/sampled_tokens_per_s"],
-            eta_s=per_step * (recipe.rl.steps - state.rl_step),
-        )
-        every = recipe.evaluation.every
-        if every and state.rl_step % every == 0 and state.rl_step < recipe.rl.steps:
-            label = f"rl-{state.rl_step:06d}"
-            held_out.evaluate_policy(session, label, mode=Mode.GREEDY, tasks=recipe.evaluation.quick_tasks)
-        if state.rl_step % recipe.checkpoint.every == 0 or session.stop_requested():
-            save(session)
+    with _stepper(session, cursor, tasks) as take_step:
+        while state.rl_step < recipe.rl.steps:
+            session.check_stop()
+            scalars = take_step()
+            if scalars is None:
+                _save_once(session)
+                continue
+            state.task_cursor = cursor.state()
+            per_step = (time.perf_counter() - first_s) / (state.rl_step - first_step)
+            session.tell(
+                "rl",
+                step=state.rl_step,
+                steps=recipe.rl.steps,
+                reward=scalars["reward/mean"],
+                tokens_per_s=scalars["rate/sampled_tokens_per_s"],
+                eta_s=per_step * (recipe.rl.steps - state.rl_step),
+            )
+            every = recipe.evaluation.every
+            if every and state.rl_step % every == 0 and state.rl_step < recipe.rl.steps:
+                label = f"rl-{state.rl_step:06d}"
+                held_out.evaluate_policy(session, label, mode=Mode.GREEDY, tasks=recipe.evaluation.quick_tasks)
+            if state.rl_step % recipe.checkpoint.every == 0 or session.stop_requested():
+                save(session)
+
+
+@contextmanager
+def _stepper(
+    session: Session, cursor: TaskCursor, tasks: Sequence[Task]
+) -> Iterator[Callable[[], dict[str, float] | None]]:
+    """How the recipe takes a step: with rollouts of its own, or beside rollouts that go on."""
+    if session.recipe.rollout.mode == "sync":
+        yield lambda: reinforce.rl_step(session, cursor, tasks)
+    else:
+        with open_rollouts(session, cursor, tasks) as rollouts:
+            yield rollouts.step
+
+
+def _save_once(session: Session) -> None:
+    if not (session.writer.layout.checkpoints / checkpoint_name(session.state)).exists():
+        save(session)
 
 
 def _freeze_reference(session: Session) -> None:

@@ -57,6 +57,13 @@ class EnvironmentSection(Section):
     )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the environment")
     seed: int = Field(0, ge=0, description="of the generated tasks; runs that share it can be compared")
+    isolation: Literal["auto", "process", "none"] = Field(
+        "auto",
+        description="process: episodes live in host processes, so that a tool that blocks or crashes is ended at its "
+        "limit and takes no worker with it; none: in the workers themselves (.2 ms a call faster); auto: process for "
+        "your own files, none for what is built in",
+    )
+    hosts: int = Field(1, ge=1, description="host processes of each worker, where there are any")
     grader_timeout_s: float = Field(30.0, gt=0, description="a grader that runs longer gives no grade")
 
 
@@ -139,15 +146,41 @@ class RLSection(Section):
     grad_clip: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     beta2: float = Field(0.999, gt=0, lt=1, description="of AdamW")
-    loss: str = Field("grpo", description="name of a loss in burnish.algorithms")
+    loss: str = Field(
+        "grpo",
+        description="trust region: by token (grpo), by sequence (gspo), none but a cap (cispo), by the second "
+        "moment of the ratios (m2po); docs/off_policy.md",
+    )
     baseline: Literal["mean", "leave_one_out"] = "mean"
     scale: Literal["none", "std"] = Field("std", description="divide by the group's standard deviation (GRPO) or not")
-    aggregation: Literal["token", "sequence", "constant"] = Field(
-        "token",
-        description="mean over all trained tokens (DAPO), over sequences (GRPO), or a constant length (Dr. GRPO)",
+    aggregation: Literal["token", "sequence", "constant"] | None = Field(
+        None,
+        description="mean over all trained tokens (DAPO), over sequences (GRPO), or a constant length (Dr. GRPO); "
+        "unset: token, for gspo sequence",
     )
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    clip_high: float = Field(0.28, gt=0, description="wider above than below keeps exploration alive (DAPO)")
+    clip_low: float | None = Field(None, gt=0, le=1, description="unset: the loss's own, .2 for grpo")
+    clip_high: float | None = Field(
+        None,
+        gt=0,
+        description="unset: the loss's own, .28 for grpo: wider above than below keeps exploration alive (DAPO)",
+    )
+    moment_cap: float | None = Field(None, gt=0, description="m2po alone; unset: .04")
+    correction: Literal["auto", "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
+        "auto",
+        description="importance weight of tokens that an older policy drew; auto: none in a synchronous run, else "
+        "token_truncate, which bounds the variance at little bias",
+    )
+    correction_cap: float | None = Field(None, gt=0, description="largest weight; unset: the correction's own")
+    correction_floor: float | None = Field(None, gt=0, description="smallest weight that a mask keeps")
+    token_cost: float = Field(
+        0.0, ge=0, description="reward that 1000 sampled tokens of a success cost; wants rl.scale=none"
+    )
+    token_cost_free: int = Field(0, ge=0, description="sampled tokens of each episode that cost nothing")
+    token_cost_mode: Literal["scaled_success", "success", "always"] = Field(
+        "scaled_success",
+        description="who pays: successes in proportion to their group's solved share, all successes, or every episode "
+        "(teaches giving up early)",
+    )
     kl_weight: float = Field(
         0.0, ge=0, description="weight of the KL to the policy at the start of RL; 0: no reference"
     )
@@ -155,8 +188,40 @@ class RLSection(Section):
         True, description="leave out groups whose rewards are all equal; counted either way"
     )
     temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1, description="below 1 the kept sets are stored and the learner uses them too")
+    top_k: int = Field(0, ge=0, description="0: all; see top_p")
     shuffle_rewards: bool = Field(
         False, description="control experiment: permute the rewards of a step over its members"
+    )
+
+
+class RolloutSection(Section):
+    """How episodes are run beside the learner."""
+
+    mode: Literal["sync", "async"] = Field(
+        "sync",
+        description="sync: a step waits for its own episodes (exact, resumes bit for bit); async: episodes run on "
+        "while the learner steps, which pays where tools are slow or lengths uneven",
+    )
+    max_staleness: int = Field(
+        4, ge=0, description="async: most steps between the oldest token of a group and the step that trains on it"
+    )
+    weights: Literal["in_flight", "episode"] = Field(
+        "in_flight",
+        description="async: new weights take effect for the next token (an episode may span versions), or episodes "
+        "under way finish on the old ones first",
+    )
+    max_running: int = Field(0, ge=0, description="async: episodes at a time on each worker; 0: all that pacing allows")
+    surplus: int = Field(
+        0,
+        ge=0,
+        description="async: members started beyond group_size, cancelled once group_size have finished; shortens long "
+        "tails and prefers short episodes",
+    )
+    straggler_s: float = Field(
+        0.0,
+        ge=0,
+        description="async: give up groups that a step has waited for so long (dropped, counted); 0: wait",
     )
 
 
@@ -197,6 +262,12 @@ class StopSection(Section):
     """When a run gives up, with an explanation."""
 
     max_excluded_share: float = Field(0.25, ge=0, le=1, description="share of episodes without a reward, last 4 steps")
+    stall_s: float = Field(
+        600.0,
+        gt=0,
+        description="a process that makes no progress for so long writes its stacks and is ended; above the longest "
+        "tool call and the longest gradient",
+    )
     no_signal_groups: int = Field(128, ge=0, description="stop when the first N groups all lack signal; 0: never")
 
 
@@ -209,11 +280,12 @@ class Recipe(Section):
     limits: LimitsSection = LimitsSection()
     warm_start: WarmStartSection = WarmStartSection()
     rl: RLSection = RLSection()
+    rollout: RolloutSection = RolloutSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     checks: ChecksSection = ChecksSection()
     stop: StopSection = StopSection()
 
 
-FORKABLE_SECTIONS = ("run", "environment", "limits", "rl", "evaluation", "checkpoint", "checks", "stop")
+FORKABLE_SECTIONS = ("run", "environment", "limits", "rl", "rollout", "evaluation", "checkpoint", "checks", "stop")
 """Sections that `fork` may change; the model and the warm start are part of the weights that it starts from."""

@@ -110,6 +110,7 @@ def _state(state: LoopState, recipe: Recipe, before: Recipe) -> LoopState:
     state.phase = "rl"
     state.evaluations = 0
     state.ledger = Ledger()
+    state.next_group, state.under_way = 0, []
     state.recent = []
     state.groups_seen = state.groups_with_signal = 0
     if recipe.run.seed != before.run.seed:

@@ -24,7 +24,7 @@ def evaluate_policy(
     seed = derive_seed(recipe.run.seed, "evaluation")
     spec = EvalSpec(label=label, split=split, mode=mode, seed=seed, temperature=recipe.rl.temperature)
     plans = evaluation_plans(session.world.tasks(split, tasks), spec)
-    trajectories, grades, seconds = session.rollout(plans, spec.params.temperature, hold=False)
+    trajectories, grades, seconds = session.rollout(plans, spec.params, hold=False)
     rewards = session.world.aggregator.rewards(grades)
     scores = [
         reward if trajectory.outcome.may_carry_reward else None

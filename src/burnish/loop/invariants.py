@@ -16,9 +16,9 @@ BF16_FLOOR = 0.05
 BF16_MARGIN = 4.0
 
 
-def audit_tokens(trajectory: Trajectory, *, version: int) -> None:
+def audit_tokens(trajectory: Trajectory, *, oldest: int, newest: int) -> None:
     """Mask audit of a sampled trajectory: exactly the action nodes are trainable; every sampled token carries a finite
-    log-probability <= 0 and the version of the policy that drew it; no other token carries either."""
+    log-probability <= 0 and the version of the policy that drew it, `oldest` to `newest`; no other carries either."""
     for index, node in enumerate(trajectory.nodes):
         where = f"{trajectory.id} node {index}"
         if not -1 <= node.parent < index:
@@ -26,9 +26,10 @@ def audit_tokens(trajectory: Trajectory, *, version: int) -> None:
         if any(bool(mask) != node.is_action for mask in node.action_mask):
             raise InvariantViolation("action_mask", f"{where}: the mask differs from who produced the tokens")
         if node.is_action:
-            if any(v != version for v in node.versions):
+            if any(not oldest <= v <= newest for v in node.versions):
                 found = sorted(set(node.versions))
-                raise InvariantViolation("policy_version", f"{where}: sampled by version {found}, expected {version}")
+                expected = f"{newest}" if oldest == newest else f"{oldest} to {newest}"
+                raise InvariantViolation("policy_version", f"{where}: sampled by version {found}, expected {expected}")
             if any(not math.isfinite(value) or value > 1e-3 for value in node.logprobs):
                 raise InvariantViolation("logprobs", f"{where}: a sampled token has no log-probability <= 0")
         elif any(v != NO_VERSION for v in node.versions) or any(not math.isnan(value) for value in node.logprobs):

@@ -8,8 +8,8 @@ from pathlib import Path
 from burnish.algorithms.registry import make_loss
 from burnish.core.errors import ConfigError
 from burnish.loop.config import Recipe
-from burnish.loop.policy import tiny_spec
-from burnish.loop.setup import loss_settings
+from burnish.loop.policy import merged_limits, tiny_spec
+from burnish.loop.setup import loss_settings, token_charge
 from burnish.loop.worlds import World
 from burnish.policies.load import load_config, pick_device, pick_dtype
 from burnish.store.rows import Event
@@ -32,6 +32,7 @@ def check_recipe(recipe: Recipe, world: World) -> None:
         world.tasks(split, 1)
     for setting in loss_settings(recipe).values():
         make_loss(setting.name, setting.options)
+    _check_token_cost(recipe, world)
     pick_dtype(recipe.model.dtype, pick_device(recipe.model.device))
     if recipe.model.path:
         load_config(recipe.model.path)
@@ -39,6 +40,18 @@ def check_recipe(recipe: Recipe, world: World) -> None:
         tiny_spec(recipe)
     if recipe.warm_start.steps > 0:
         _check_warm_start(recipe, world)
+
+
+def _check_token_cost(recipe: Recipe, world: World) -> None:
+    charge = token_charge(recipe)
+    if charge is None:
+        return
+    charge.check_limit(merged_limits(recipe, world.limits).max_episode_tokens)
+    if recipe.rl.scale == "std":
+        raise ConfigError(
+            "rl.token_cost needs rl.scale=none: divided by its standard deviation, a group of nothing but successes "
+            "pushes for length alone, at full strength whatever the price"
+        )
 
 
 def _check_warm_start(recipe: Recipe, world: World) -> None:

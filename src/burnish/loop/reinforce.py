@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from random import Random
 
 from burnish.algorithms.advantages import group_advantages
 from burnish.algorithms.loss import LossSums
+from burnish.core.cost import EpisodeCost
 from burnish.core.errors import InvariantViolation, RunStopped
 from burnish.core.grade import Grade
 from burnish.core.hashing import derive_seed
+from burnish.core.sampling import SamplingParams
 from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
 from burnish.loop.config import RLSection
 from burnish.loop.held_out import exclusion_text
 from burnish.loop.invariants import check_on_policy
 from burnish.loop.session import Session, plan
+from burnish.loop.setup import rl_loss, token_charge
+from burnish.loop.shard import GradientOrder
 from burnish.loop.state import Ledger
+from burnish.rollout.cost import cost_scalars, mean_charge
 from burnish.rollout.group import GroupResult, assemble_groups
 from burnish.store.rows import Event, Fate, StepRecord, StoredTrajectory
 from burnish.tasks.cursor import TaskCursor
@@ -62,12 +67,29 @@ def optimizer_spec(settings: RLSection) -> OptimizerSpec:
     )
 
 
-def rl_step(session: Session, cursor: TaskCursor, tasks: Sequence[Task]) -> dict[str, float]:
-    """Take one step and commit it; returns its scalars.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """What one step trains on: trajectories in group order with their grades.
 
-    Raises InvariantViolation or RunStopped (no signal, exclusions, loss not finite); what was rolled out is committed
-    in any case.
+    wait_s: seconds until they were there.  dispatched: episodes started since the step before.  dropped: rows of
+    episodes that came in and are not used.  lost: episodes dropped without a trajectory (cancelled).  under_way:
+    episodes started and not yet used.  fresh: every token was sampled by the present version.  scalars: more about how
+    they were collected.
     """
+
+    trajectories: Sequence[Trajectory]
+    grades: Sequence[tuple[Grade, ...]]
+    wait_s: float
+    dispatched: int
+    dropped: Sequence[StoredTrajectory] = ()
+    lost: int = 0
+    under_way: int = 0
+    fresh: bool = True
+    scalars: Mapping[str, float] = field(default_factory=dict)
+
+
+def rl_step(session: Session, cursor: TaskCursor, tasks: Sequence[Task]) -> dict[str, float]:
+    """Roll out one step, train on it and commit it; returns its scalars.  Raises as `train_step` does."""
     started = time.perf_counter()
     settings, state = session.recipe.rl, session.state
     step = state.rl_step + 1
@@ -77,36 +99,54 @@ def rl_step(session: Session, cursor: TaskCursor, tasks: Sequence[Task]) -> dict
         for group, task in enumerate(chosen)
         for sample in range(settings.group_size)
     ]
-    trajectories, grades, rollout_s = session.rollout(plans, settings.temperature, hold=True)
-    version = state.version
-    batch = decide(session, step, trajectories, grades)
-    ledger = count(batch.fates)
-    scalars = describe(batch, trajectories) | {f"episodes/{key}": float(n) for key, n in asdict(ledger).items()}
+    trajectories, grades, rollout_s = session.rollout(plans, sampling_params(settings), hold=True)
+    collected = Collected(trajectories=trajectories, grades=grades, wait_s=rollout_s, dispatched=len(plans))
+    return train_step(session, collected, started)
+
+
+def sampling_params(settings: RLSection) -> SamplingParams:
+    """How the policy is sampled for training."""
+    return SamplingParams(temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k)
+
+
+def train_step(session: Session, collected: Collected, started_s: float) -> dict[str, float]:
+    """Train on what was collected and commit the step, which began at `started_s`; returns its scalars.
+
+    Raises InvariantViolation or RunStopped (no signal, exclusions, loss not finite); what was rolled out is committed
+    in any case.
+    """
+    state = session.state
+    step, version = state.rl_step + 1, state.version
+    batch = decide(session, step, collected.trajectories, collected.grades)
+    ledger = count(batch.fates, collected)
+    scalars = describe(batch, collected.trajectories) | dict(collected.scalars)
+    scalars |= {f"episodes/{key}": float(n) for key, n in asdict(ledger).items()}
+    scalars["episodes/pending"] = float(collected.under_way)
     learning = time.perf_counter()
     try:
-        scalars |= learn(session, step, batch)
+        scalars |= learn(session, step, batch, fresh=collected.fresh)
     except (RunStopped, InvariantViolation) as error:
         _commit_failed(session, step, version, batch, scalars, error)
         raise
     ended = time.perf_counter()
     scalars |= {
-        "time/step_s": ended - started,
-        "time/rollout_s": rollout_s,
+        "time/step_s": ended - started_s,
+        "time/rollout_s": collected.wait_s,
         "time/learn_s": ended - learning,
-        "rate/sampled_tokens_per_s": scalars["tokens/sampled"] / max(rollout_s, 1e-9),
+        "rate/sampled_tokens_per_s": scalars["tokens/sampled"] / max(collected.wait_s, 1e-9),
     }
     session.writer.commit_step(
         StepRecord(
             phase="rl",
             step=step,
             policy_version=state.version,
-            rows=stored_rows(batch, step, version),
+            rows=[*stored_rows(batch, step, version), *collected.dropped],
             scalars=scalars,
         )
     )
-    _account(session, ledger, batch)
+    _account(session, ledger, batch, collected.under_way)
     state.rl_step = step
-    _stop_if_hopeless(session, trajectories, grades, ledger)
+    _stop_if_hopeless(session, collected.trajectories, collected.grades, ledger)
     return scalars
 
 
@@ -115,7 +155,7 @@ def decide(
 ) -> Batch:
     """Groups, rewards, advantages and the fate of every trajectory."""
     settings = session.recipe.rl
-    groups = assemble_groups(trajectories, grades, session.world.aggregator)
+    groups = assemble_groups(trajectories, grades, session.world.aggregator, token_charge(session.recipe))
     rewards = [list(group.rewards_G) for group in groups]
     if settings.shuffle_rewards:
         rewards = _shuffled(rewards, derive_seed(session.recipe.run.seed, "shuffle", step))
@@ -146,8 +186,11 @@ def _shuffled(rewards: Sequence[list[float | None]], seed: int) -> list[list[flo
     return [[None if reward is None else next(values) for reward in group] for group in rewards]
 
 
-def learn(session: Session, step: int, batch: Batch) -> dict[str, float]:
-    """Back-propagate the trained members, step the optimizer, prove that the samplers follow."""
+def learn(session: Session, step: int, batch: Batch, *, fresh: bool) -> dict[str, float]:
+    """Back-propagate the trained members, step the optimizer, prove that the samplers follow.
+
+    fresh: the samples are the present policy's own, so that their ratio must be 1.
+    """
     settings, state = session.recipe.rl, session.state
     figures: dict[str, float] = {
         "loss": 0.0,
@@ -156,51 +199,56 @@ def learn(session: Session, step: int, batch: Batch) -> dict[str, float]:
         "check/micro_batch_tolerance": session.micro_batch_tolerance,
     }
     total = LossSums()
+    loss = rl_loss(session.recipe)
+    parts = _parts(session, batch)
+    session.executor.begin_step(
+        [{key: batch.advantages[key] for keys in part for key in keys} for part in parts], settings.updates
+    )
     for update in range(settings.updates):
-        parts = _parts(session, batch, update)
-        normaliser = session.executor.prepare("rl", parts)
+        normaliser, surveys = session.executor.prepare([part[update] for part in parts])
         if normaliser <= 0:
             continue
+        order = GradientOrder(
+            phase="rl", normaliser=normaliser, version=state.version, trust_limit=loss.trust_limit(surveys)
+        )
         if update == 0 and (state.rl_step == 0 or step % session.recipe.checks.every == 0):
             tolerance = session.micro_batch_tolerance
-            figures["check/micro_batch"] = session.executor.check_micro_batches("rl", tolerance)
-        sums = session.executor.gradients("rl", normaliser)
+            figures["check/micro_batch"] = session.executor.check_micro_batches(order, tolerance)
+        sums = session.executor.gradients(order)
         if update == 0:
-            largest = sums.maxima.get("log_ratio_abs_nats", 0.0)
+            largest = sums.maxima["log_ratio_behaviour_abs_nats"]
             figures["check/ratio_nats"] = largest
-            check_on_policy(largest, session.tolerance, step)
+            if fresh:
+                check_on_policy(largest, session.tolerance, step)
         total = LossSums.merge([total, sums])
+        session.pause()
         figures |= session.step_optimizer()
         figures["check/canary_nats"] = session.sync()
     figures["policy_version"] = float(state.version)
     return figures | total.metrics()
 
 
-def _parts(session: Session, batch: Batch, update: int) -> list[dict[str, float]]:
-    """Advantages by trajectory for each shard: shard s holds the groups that `deal_plans` gave it, and update u of U
+def _parts(session: Session, batch: Batch) -> list[list[list[str]]]:
+    """Trained trajectories by shard and update: shard s holds the groups that `deal_plans` gave it, and update u of U
     takes every U-th group."""
     updates, size = session.recipe.rl.updates, session.executor.size
-    parts: list[dict[str, float]] = [{} for _ in range(size)]
+    parts: list[list[list[str]]] = [[[] for _ in range(updates)] for _ in range(size)]
     for index, group in enumerate(batch.groups):
-        if index % updates == update:
-            for trajectory in group.trajectories:
-                if trajectory.id in batch.advantages:
-                    parts[index % size][trajectory.id] = batch.advantages[trajectory.id]
+        trained = [t.id for t in group.trajectories if t.id in batch.advantages]
+        parts[index % size][index % updates] += trained
     return parts
 
 
-def count(fates: Mapping[str, Fate]) -> Ledger:
-    """The ledger of one step, checked."""
+def count(fates: Mapping[str, Fate], collected: Collected) -> Ledger:
+    """What became of the episodes in one step."""
     values = list(fates.values())
-    ledger = Ledger(
-        dispatched=len(values),
+    return Ledger(
+        dispatched=collected.dispatched,
         trained=values.count(Fate.TRAINED),
         filtered=values.count(Fate.FILTERED),
-        dropped=values.count(Fate.DROPPED),
+        dropped=values.count(Fate.DROPPED) + len(collected.dropped) + collected.lost,
         failed=values.count(Fate.FAILED),
     )
-    ledger.check()
-    return ledger
 
 
 def describe(batch: Batch, trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -219,7 +267,9 @@ def describe(batch: Batch, trajectories: Sequence[Trajectory]) -> dict[str, floa
         "tokens/per_episode": sampled / max(1, len(trajectories)),
         "episodes/turns": turns / max(1, len(trajectories)),
         "time/tool_s": sum(trajectory.tool_s for trajectory in trajectories),
+        "reward/charged_mean": mean_charge(batch.groups),
     }
+    scalars |= cost_scalars([EpisodeCost.of(trajectory) for trajectory in trajectories])
     for name in COUNTERS:
         scalars[f"count/{name}"] = float(sum(trajectory.counters.get(name, 0) for trajectory in trajectories))
     for trajectory in trajectories:
@@ -260,19 +310,19 @@ def _commit_failed(
     named = list(error.trajectory_ids) if isinstance(error, NonFiniteLoss) else []
     kind = error.cause if isinstance(error, RunStopped) else f"invariant:{error.name}"
     event = Event(kind=kind, detail=str(error), data={"trajectory_ids": named})
-    ledger = count(dropped)
-    scalars |= {f"episodes/{key}": float(n) for key, n in asdict(ledger).items()}
+    scalars["episodes/dropped"] += scalars["episodes/trained"]
+    scalars["episodes/trained"] = 0.0
     session.writer.commit_step(
         StepRecord(phase="rl", step=step, policy_version=version, rows=rows, scalars=scalars, events=[event])
     )
 
 
-def _account(session: Session, ledger: Ledger, batch: Batch) -> None:
+def _account(session: Session, ledger: Ledger, batch: Batch, under_way: int) -> None:
     state = session.state
     for key, value in asdict(ledger).items():
         setattr(state.ledger, key, getattr(state.ledger, key) + value)
-    state.ledger.check()
-    state.recent = [*state.recent, (ledger.failed, ledger.dispatched)][-EXCLUSION_WINDOW:]
+    state.ledger.check(under_way)
+    state.recent = [*state.recent, (ledger.failed, len(batch.fates))][-EXCLUSION_WINDOW:]
     state.groups_seen += len(batch.groups)
     state.groups_with_signal += sum(group.signal for group in batch.groups)
 

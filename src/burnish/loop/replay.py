@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from burnish.loop.config import Recipe
 from burnish.loop.executor import Executor, LocalExecutor
 from burnish.loop.manifest import stored_recipe
 from burnish.loop.policy import Policy, reopen_policy
-from burnish.loop.setup import make_own_shard, open_world
+from burnish.loop.setup import make_own_shard, open_world, rl_loss
+from burnish.loop.shard import GradientOrder
 from burnish.store.layout import RunLayout
 from burnish.store.reader import RunReader
 from burnish.store.rows import Fate, StoredTrajectory
@@ -110,16 +112,19 @@ def _one_step(recipe: Recipe, executor: Executor, optimizer: Optimizer, rows: Se
     members = list(groups.values())
     size, updates = executor.size, recipe.rl.updates
     executor.hold([[row.trajectory for group in members[shard::size] for row in group] for shard in range(size)])
-    total = 0.0
+    parts: list[list[dict[str, float]]] = [[{} for _ in range(updates)] for _ in range(size)]
+    for index, group in enumerate(members):
+        for row in group:
+            if row.fate is Fate.TRAINED and row.advantage is not None:
+                parts[index % size][index % updates][row.trajectory.id] = row.advantage
+    executor.begin_step([dict(ChainMap(*part)) for part in parts], updates)
+    total, loss, version = 0.0, rl_loss(recipe), rows[0].policy_version
     for update in range(updates):
-        parts: list[dict[str, float]] = [{} for _ in range(size)]
-        for index, group in enumerate(members):
-            if index % updates == update:
-                for row in group:
-                    if row.fate is Fate.TRAINED and row.advantage is not None:
-                        parts[index % size][row.trajectory.id] = row.advantage
-        normaliser = executor.prepare("rl", parts)
+        normaliser, surveys = executor.prepare([list(part[update]) for part in parts])
         if normaliser > 0:
-            total += executor.gradients("rl", normaliser).sums["loss"]
+            order = GradientOrder(
+                phase="rl", normaliser=normaliser, version=version + update, trust_limit=loss.trust_limit(surveys)
+            )
+            total += executor.gradients(order).sums["loss"]
             optimizer.step()
     return total

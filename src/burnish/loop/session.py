@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from array import array
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import torch
 from burnish.core.errors import RunStopped
 from burnish.core.grade import Grade
 from burnish.core.hashing import derive_seed
+from burnish.core.sampling import SamplingParams
 from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
 from burnish.loop.config import Recipe
@@ -42,7 +44,7 @@ class Session:
     """All resources of a run in progress; the phases change `state` and the weights, and nothing else.
 
     own: a shard on the conductor's model, for scores that the shards' samplers are compared with.  canary: prompts
-    whose log-probabilities are compared after every weight update.
+    whose log-probabilities are compared after every weight update.  overlapping: episodes run beside the learner.
     """
 
     recipe: Recipe
@@ -55,6 +57,7 @@ class Session:
     watch: Watcher
     stop_requested: Callable[[], bool]
     optimizer: Optimizer | None = None
+    overlapping: bool = False
     canary: tuple[array[int], ...] = ()
     tolerance: float = FLOAT32_TOLERANCE
     started_s: float = field(default_factory=time.perf_counter)
@@ -68,12 +71,26 @@ class Session:
     def tell(self, phase: str, **values: Any) -> None:
         """Report progress, with the newest held-out success, and say in the run directory that the run is alive."""
         self.writer.heartbeat()
+        self.executor.on_progress()
+        self.tell_notices()
         self.watch(Progress(phase=phase, success=self.state.success, **values))
+
+    def tell_notices(self) -> None:
+        """Record and report what the executor wants the user to know."""
+        while self.executor.notices:
+            notice = self.executor.notices.pop(0)
+            self.writer.event("worker_replaced", notice)
+            self.watch(Progress(phase="prepare", message=notice))
 
     def check_stop(self) -> None:
         """Raises RunStopped where the user asked for a stop."""
         if self.stop_requested():
             raise RunStopped("interrupted", "stopped on request; everything is stored, go on with `burnish resume`")
+
+    def pause(self) -> None:
+        """Where episodes run beside the learner: sample nothing more until the next `sync`."""
+        if self.overlapping:
+            self.executor.pause(drain=self.recipe.rollout.weights == "episode")
 
     def step_optimizer(self) -> dict[str, float]:
         """Apply the gradients and count the version; samplers hear of it in `sync`."""
@@ -101,7 +118,7 @@ class Session:
         """Choose the canary prompts and, in half precision, the tolerance from repeats with equal weights."""
         tasks = self.world.tasks("train", 2)
         plans = [plan(task, "canary", 0, index, 0, self.recipe.run.seed) for index, task in enumerate(tasks)]
-        rolled = self.own.rollout(RolloutOrder(plans=tuple(plans), temperature=1.0))
+        rolled = asyncio.run(self.own.rollout(RolloutOrder(plans=tuple(plans), params=SamplingParams())))
         self.canary = tuple(t.nodes[0].token_ids for t in rolled.trajectories if t.nodes)
         if self.recipe.checks.logprob_tolerance is not None:
             self.tolerance = self.recipe.checks.logprob_tolerance
@@ -116,15 +133,12 @@ class Session:
             self.tolerance = bf16_tolerance(observed)
 
     def rollout(
-        self, plans: Sequence[EpisodePlan], temperature: float, *, hold: bool
+        self, plans: Sequence[EpisodePlan], params: SamplingParams, *, hold: bool
     ) -> tuple[list[Trajectory], list[tuple[Grade, ...]], float]:
         """Roll out on all shards, whole groups dealt by index; trajectories and grades in the order of the plans,
         and the seconds of the slowest shard."""
         parts = self.deal_plans(plans)
-        orders = [
-            RolloutOrder(plans=tuple(plans[index] for index in part), temperature=temperature, hold=hold)
-            for part in parts
-        ]
+        orders = [RolloutOrder(plans=tuple(plans[index] for index in part), params=params, hold=hold) for part in parts]
         found: dict[int, tuple[Trajectory, tuple[Grade, ...]]] = {}
         results = self.executor.rollout(orders)
         for part, rolled in zip(parts, results, strict=True):

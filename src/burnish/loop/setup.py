@@ -6,16 +6,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from burnish.algorithms.loss import Loss
+from burnish.algorithms.registry import make_loss
+from burnish.graders.cost import TokenCost
 from burnish.loop.config import Recipe
 from burnish.loop.executor import Executor, LocalExecutor
 from burnish.loop.policy import Policy, merged_limits, reopen_policy
 from burnish.loop.shard import LossSetting, Shard
 from burnish.loop.workers import ProcessExecutor
 from burnish.loop.worlds import World, load_world
+from burnish.store.layout import RunLayout
 
 MAX_AUTO_WORKERS = 8
 
@@ -54,7 +57,11 @@ def make_executor(recipe: Recipe, policy: Policy, world: World, folder: Path) ->
     if recipe.run.in_process or recipe.run.workers == 1 or policy.device.type != "cpu":
         return LocalExecutor([make_own_shard(recipe, policy, world) for _ in range(recipe.run.workers)])
     setup = WorkerSetup(recipe=recipe.model_dump_json(), folder=str(folder))
-    return ProcessExecutor(policy.model, make_worker_shard, setup, recipe.run.workers)
+    logs = RunLayout(folder.parent).logs
+    logs.mkdir(exist_ok=True)
+    return ProcessExecutor(
+        policy.model, make_worker_shard, setup, recipe.run.workers, stall_s=recipe.stop.stall_s, logs=logs
+    )
 
 
 def make_worker_shard(setup: WorkerSetup) -> Shard:
@@ -70,6 +77,7 @@ def make_own_shard(recipe: Recipe, policy: Policy, world: World) -> Shard:
     return Shard(
         policy=policy,
         world=world,
+        hosts=hosts_of(recipe, world),
         limits=merged_limits(recipe, world.limits),
         losses=loss_settings(recipe),
         grader_timeout_s=recipe.environment.grader_timeout_s,
@@ -77,12 +85,45 @@ def make_own_shard(recipe: Recipe, policy: Policy, world: World) -> Shard:
     )
 
 
+def hosts_of(recipe: Recipe, world: World) -> int:
+    """Host processes of each shard; 0: episodes live in the shard's own process."""
+    isolation = recipe.environment.isolation
+    if isolation == "auto":
+        isolation = "process" if world.own else "none"
+    return recipe.environment.hosts if isolation == "process" else 0
+
+
+def rl_loss(recipe: Recipe) -> Loss:
+    """The loss of the RL phase."""
+    setting = loss_settings(recipe)["rl"]
+    return make_loss(setting.name, setting.options)
+
+
+def token_charge(recipe: Recipe) -> TokenCost | None:
+    """What sampled tokens cost, None where they cost nothing."""
+    rl = recipe.rl
+    if rl.token_cost == 0:
+        return None
+    return TokenCost(per_1k_tokens=rl.token_cost, free_tokens=rl.token_cost_free, mode=rl.token_cost_mode)
+
+
 def loss_settings(recipe: Recipe) -> Mapping[str, LossSetting]:
     """The loss of each phase.  "canary" only scores, at the temperature that the canary is sampled with."""
     rl = recipe.rl
-    options: dict[str, Any] = {"aggregation": rl.aggregation}
-    if rl.loss == "grpo":
-        options |= {"clip_low": rl.clip_low, "clip_high": rl.clip_high, "kl_weight": rl.kl_weight}
+    correction = rl.correction
+    if correction == "auto":
+        correction = "none" if recipe.rollout.mode == "sync" else "token_truncate"
+    given = {
+        "aggregation": rl.aggregation,
+        "clip_low": rl.clip_low,
+        "clip_high": rl.clip_high,
+        "moment_cap": rl.moment_cap,
+        "correction": correction,
+        "correction_cap": rl.correction_cap,
+        "correction_floor": rl.correction_floor,
+        "kl_weight": rl.kl_weight,
+    }
+    options = {key: value for key, value in given.items() if value is not None}
     return {
         "sft": LossSetting(name="sft", options={}),
         "canary": LossSetting(name="sft", options={}),

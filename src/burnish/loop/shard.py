@@ -1,17 +1,17 @@
 """One share of a run's work: a replica of the policy that rolls out, grades and back-propagates its groups.
 
-A shard holds no run state beyond the weights and the trajectories of its last rollout; the conductor tells it the rest.
-The same class runs in worker processes and, one shard after another, in a single process.
+A shard holds no run state beyond the weights and the trajectories that are still to be trained on; the conductor tells
+it the rest.  The same class runs in worker processes and, one shard after another, in a single process.
 """
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import time
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import torch
@@ -24,12 +24,15 @@ from burnish.core.learning import TrainingSample
 from burnish.core.sampling import SampleRequest, SamplingParams
 from burnish.core.task import Limits
 from burnish.core.trajectory import Trajectory
+from burnish.environments.hosted import HostPool
 from burnish.graders.boundary import grade_trajectories
 from burnish.loop.invariants import audit_tokens, check_round_trip
 from burnish.loop.policy import Policy, fit_limits
+from burnish.loop.shard_pool import Deliver, GroupOrder, PoolSetting, RolledGroup, ShardPool
 from burnish.loop.worlds import World, mistaken_expert
 from burnish.policies.sampler import EmbeddedSampler, weight_checksum
 from burnish.rollout.episode import EpisodePlan
+from burnish.rollout.pool import EpisodePool, FinishedGroup, episode_roll
 from burnish.rollout.runner import run_episodes, run_scripted
 from burnish.rollout.samples import training_samples
 from burnish.training.gradients import flatten_gradients, zero_gradients
@@ -56,7 +59,7 @@ class RolloutOrder:
     """Roll out these plans.  `hold`: keep the trajectories for a later `gradients` call (training, not evaluation)."""
 
     plans: tuple[EpisodePlan, ...]
-    temperature: float
+    params: SamplingParams
     hold: bool = False
 
 
@@ -66,6 +69,31 @@ class DemonstrationOrder:
 
     plans: tuple[EpisodePlan, ...]
     mistakes: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A shard's part of what the loss must know of a whole batch: normalisers add up, surveys are looked at together.
+
+    `Share(normaliser=128.0, survey=array("d"))`
+    """
+
+    normaliser: float
+    survey: array[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientOrder:
+    """Back-propagate what was prepared.
+
+    normaliser, trust_limit: of the whole batch.  version: of the weights as they are; None where the samples were not
+    drawn by a policy.
+    """
+
+    phase: str
+    normaliser: float
+    version: int | None = None
+    trust_limit: float = inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +117,18 @@ class SyncEcho:
 
 
 class Shard:
-    """See the module's text.  `losses` holds name and options of the loss of each phase ("sft", "rl")."""
+    """See the module's text.  `losses` holds name and options of the loss of each phase ("sft", "rl").
+
+    hosts: processes that the environments live in, 0 for this one.  Experts act in this process: they are part of the
+    environment, and nothing that a policy says reaches them.
+    """
 
     def __init__(
         self,
         *,
         policy: Policy,
         world: World,
+        hosts: int,
         limits: Limits,
         losses: Mapping[str, LossSetting],
         grader_timeout_s: float,
@@ -103,41 +136,62 @@ class Shard:
     ) -> None:
         self.policy = policy
         self._world = world
+        self._hosts = HostPool(world.source, hosts=hosts, limits=world.limits) if hosts else None
+        self._make = self._hosts.make if self._hosts is not None else world.make
         self._losses = losses
         self._grader_timeout_s = grader_timeout_s
         self._max_micro_batch_tokens = max_micro_batch_tokens
         self._sampler = EmbeddedSampler(policy.model, pad_id=policy.pad_id, device=policy.device)
         self._limits = fit_limits(limits, self._sampler.max_positions)
         self._held: dict[str, Trajectory] = {}
+        self._samples: dict[str, list[TrainingSample]] = {}
         self._batch: list[TrainingSample] = []
         self._demonstrations: list[TrainingSample] = []
         self._learners: dict[str, Learner] = {}
         self._reference: Any = None
+        self._pool: ShardPool | None = None
 
-    def rollout(self, order: RolloutOrder) -> Rolled:
+    def close(self) -> None:
+        """End the hosts."""
+        if self._hosts is not None:
+            self._hosts.close()
+
+    @property
+    def progress(self) -> int:
+        """A number that changes whenever an episode moves on."""
+        return self._sampler.counts.requests + self._sampler.counts.generated_tokens
+
+    @property
+    def busy(self) -> bool:
+        """Whether episodes of the asynchronous pool are under way."""
+        return self._pool is not None and self._pool.running > 0
+
+    async def rollout(self, order: RolloutOrder) -> Rolled:
         """Run the episodes of a shard, audit their tokens, grade them."""
         started = time.perf_counter()
         # A resumed process has nothing cached; reuse from an earlier order would differ from it in the last bits.
         self._sampler.forget()
-        trajectories = asyncio.run(
-            run_episodes(
-                order.plans,
-                make_environment=self._world.make,
-                renderer=self.policy.renderer,
-                sampler=self._sampler,
-                params=SamplingParams(temperature=order.temperature),
-                limits=self._limits,
-            )
+        trajectories = await run_episodes(
+            order.plans,
+            make_environment=self._make,
+            renderer=self.policy.renderer,
+            sampler=self._sampler,
+            params=order.params,
+            limits=self._limits,
         )
-        for trajectory in trajectories:
-            audit_tokens(trajectory, version=self._sampler.version)
-        for trajectory in trajectories[:ROUND_TRIPS]:
-            check_round_trip(self.policy.renderer, trajectory)
+        version = self._sampler.version
+        self._audit(trajectories, oldest=version, newest=version)
         if order.hold:
             self.hold(trajectories)
-        return self._graded(order.plans, trajectories, started)
+        return await self._graded(order.plans, trajectories, started)
 
-    def demonstrate(self, order: DemonstrationOrder) -> Rolled:
+    def _audit(self, trajectories: Sequence[Trajectory], *, oldest: int, newest: int) -> None:
+        for trajectory in trajectories:
+            audit_tokens(trajectory, oldest=oldest, newest=newest)
+        for trajectory in trajectories[:ROUND_TRIPS]:
+            check_round_trip(self.policy.renderer, trajectory)
+
+    async def demonstrate(self, order: DemonstrationOrder) -> Rolled:
         """Run the expert, with its mistakes, and grade what comes out."""
         started = time.perf_counter()
         by_mistake: dict[str | None, list[int]] = {}
@@ -145,24 +199,20 @@ class Shard:
             by_mistake.setdefault(mistake, []).append(index)
         found: dict[int, Trajectory] = {}
         for mistake, indices in by_mistake.items():
-            done = asyncio.run(
-                run_scripted(
-                    [order.plans[index] for index in indices],
-                    make_environment=self._world.make,
-                    renderer=self.policy.renderer,
-                    policy=mistaken_expert(mistake),
-                    limits=self._limits,
-                )
+            done = await run_scripted(
+                [order.plans[index] for index in indices],
+                make_environment=self._world.make,
+                renderer=self.policy.renderer,
+                policy=mistaken_expert(mistake),
+                limits=self._limits,
             )
             found.update(zip(indices, done, strict=True))
-        return self._graded(order.plans, [found[index] for index in range(len(order.plans))], started)
+        return await self._graded(order.plans, [found[index] for index in range(len(order.plans))], started)
 
-    def _graded(self, plans: Sequence[EpisodePlan], trajectories: Sequence[Trajectory], started: float) -> Rolled:
+    async def _graded(self, plans: Sequence[EpisodePlan], trajectories: Sequence[Trajectory], started: float) -> Rolled:
         rolled = time.perf_counter()
         tasks = [plan.task for plan in plans]
-        grades = asyncio.run(
-            grade_trajectories(tasks, trajectories, self._world.graders, timeout_s=self._grader_timeout_s)
-        )
+        grades = await grade_trajectories(tasks, trajectories, self._world.graders, timeout_s=self._grader_timeout_s)
         return Rolled(
             trajectories=tuple(trajectories),
             grades=tuple(tuple(item) for item in grades),
@@ -170,40 +220,109 @@ class Shard:
             grading_s=time.perf_counter() - rolled,
         )
 
+    # -- the asynchronous pool -----------------------------------------------------------------------------------
+
+    def open_pool(self, setting: PoolSetting, deliver: Deliver) -> None:
+        """Take groups one by one from now on; `deliver` is called with each that finishes."""
+        roll = episode_roll(
+            make_environment=self._make,
+            renderer=self.policy.renderer,
+            sampler=self._sampler,
+            params=setting.params,
+            limits=self._limits,
+        )
+        self._pool = ShardPool(EpisodePool(roll, max_running=setting.max_running), self._grade_group, deliver)
+
+    def start_group(self, order: GroupOrder) -> None:
+        """Begin one group; needs an open pool."""
+        self._opened.start(order, version=self._sampler.version)
+
+    async def cancel_groups(self, group_ids: Sequence[str]) -> list[str]:
+        """Give up groups; those that had not finished."""
+        return [group_id for group_id in group_ids if await self._opened.cancel(group_id)]
+
+    async def pause(self, drain: bool) -> None:
+        """Sample nothing more until the next `sync`, so that the weights may change; with `drain` episodes under way
+        are run to their end first."""
+        if drain:
+            await self._opened.drain()
+        self._sampler.hold()
+
+    async def close_pool(self) -> None:
+        """Cancel what is under way."""
+        if self._pool is not None:
+            await self._pool.close()
+            self._pool = None
+
+    @property
+    def _opened(self) -> ShardPool:
+        if self._pool is None:
+            raise ValueError("the shard has no open pool; call open_pool first")
+        return self._pool
+
+    async def _grade_group(self, order: GroupOrder, group: FinishedGroup, version: int) -> RolledGroup:
+        """Audit and grade a group that was started under policy `version`."""
+        started = time.perf_counter()
+        self._audit(group.trajectories, oldest=version, newest=self._sampler.version)
+        by_id = {plan.id: plan for plan in order.plans}
+        rolled = await self._graded([by_id[t.id] for t in group.trajectories], group.trajectories, started)
+        return RolledGroup(
+            number=order.number,
+            trajectories=rolled.trajectories,
+            grades=rolled.grades,
+            cancelled=group.cancelled,
+            requeued=group.requeued,
+        )
+
+    # -- learning ------------------------------------------------------------------------------------------------
+
     def hold(self, trajectories: Sequence[Trajectory]) -> None:
-        """Keep these trajectories for `gradients`; after a rollout, or from the store for a replay."""
+        """Keep these trajectories, and no others, for `gradients`: after a rollout, what an asynchronous step trains
+        on, from the store for a replay."""
         self._held = {trajectory.id: trajectory for trajectory in trajectories}
 
-    def prepare(self, phase: str, advantages: Mapping[str, float]) -> float:
-        """Make the training samples of held trajectories, in the order of `advantages`; returns their normaliser."""
-        self._batch = [
-            sample
-            for trajectory_id, advantage in advantages.items()
-            for sample in training_samples(self._held[trajectory_id], advantage)
-        ]
-        return self._learner(phase).normaliser(self._batch)
+    def begin_step(self, advantages: Mapping[str, float], updates: int) -> None:
+        """Make the training samples of held trajectories for a step of so many updates.
+
+        Scores them under the present weights, the proximal policy, where the loss needs that.
+        """
+        learner = self._learner("rl")
+        samples = {key: training_samples(self._held[key], advantage) for key, advantage in advantages.items()}
+        if learner.loss.needs_proximal(updates):
+            scored = iter(learner.with_proximal([sample for group in samples.values() for sample in group]))
+            samples = {key: [next(scored) for _ in group] for key, group in samples.items()}
+        self._samples = samples
+
+    def prepare(self, trajectory_ids: Sequence[str]) -> Share:
+        """Choose what the next update trains on, in this order."""
+        self._batch = [sample for key in trajectory_ids for sample in self._samples[key]]
+        loss = self._learner("rl").loss
+        return Share(normaliser=loss.normaliser(self._batch), survey=loss.survey(self._batch))
 
     def load_demonstrations(self, samples: Sequence[TrainingSample]) -> None:
         """Keep the whole warm-start set."""
         self._demonstrations = list(samples)
 
-    def prepare_demonstrations(self, indices: Sequence[int]) -> float:
-        """Choose demonstrations by position; returns their normaliser."""
+    def prepare_demonstrations(self, indices: Sequence[int]) -> Share:
+        """Choose demonstrations by position."""
         self._batch = [self._demonstrations[index] for index in indices]
-        return self._learner("sft").normaliser(self._batch)
+        return Share(normaliser=self._learner("sft").normaliser(self._batch), survey=array("d"))
 
-    def gradients(self, phase: str, normaliser: float) -> LossSums:
+    def gradients(self, order: GradientOrder) -> LossSums:
         """Add the gradient of what was prepared into the model's .grad."""
-        return self._learner(phase).accumulate(self._batch, normaliser)
+        return self._learner(order.phase).accumulate(
+            self._batch, order.normaliser, version=order.version, trust_limit=order.trust_limit
+        )
 
-    def freeze_reference(self) -> None:
-        """Make the present weights the reference of the KL term (with LoRA: the model without its adapters)."""
+    def use_reference(self, weights: Sequence[torch.Tensor]) -> None:
+        """Make these weights, in the order of the model's parameters, the reference of the KL term; none with LoRA,
+        whose reference is the model without its adapters."""
         model = self.policy.model
-        if hasattr(model, "disable_adapter"):
-            self._reference = model
-        else:
-            # Copied by value: the live weights may sit in memory that other processes change.
+        self._reference = model
+        if not hasattr(model, "disable_adapter"):
             self._reference = copy.deepcopy(model).requires_grad_(False)
+            for parameter, weight in zip(self._reference.parameters(), weights, strict=True):
+                parameter.data = weight
         self._learners.pop("rl", None)
 
     def _learner(self, phase: str) -> Learner:
@@ -234,6 +353,9 @@ class Shard:
             for index, ids in enumerate(canary)
         ]
         samples = self._sampler.sample_now(requests) if requests else []
+        self._sampler.release()
+        if self._pool is not None:
+            self._pool.resume()
         return SyncEcho(
             version=self._sampler.version,
             checksum=weight_checksum(self.policy.model),
@@ -260,7 +382,7 @@ class Shard:
         scores = self._learner("canary").score(samples)
         return [score[len(prompt) :] for score, prompt in zip(scores, prompts, strict=True)]
 
-    def check_micro_batches(self, phase: str, tolerance: float) -> float:
+    def check_micro_batches(self, order: GradientOrder, tolerance: float) -> float:
         """Relative difference of the gradient between two ways to cut some of the prepared samples into micro-batches.
 
         Raises InvariantViolation beyond `tolerance`.  Leaves no gradients behind.
@@ -268,8 +390,8 @@ class Shard:
         samples = self._batch[:MICRO_BATCH_PROBE]
         if len(samples) < 2:
             return 0.0
-        whole = self._probe(phase, samples, None)
-        split = self._probe(phase, samples, max(sample.length for sample in samples))
+        whole = self._probe(order, samples, None)
+        split = self._probe(order, samples, max(sample.length for sample in samples))
         difference = float((whole - split).norm() / whole.norm().clamp_min(SMALLEST_GRADIENT))
         if not difference <= tolerance:
             raise InvariantViolation(
@@ -279,10 +401,16 @@ class Shard:
             )
         return difference
 
-    def _probe(self, phase: str, samples: Sequence[TrainingSample], max_tokens: int | None) -> torch.Tensor:
-        learner, model = self._learner(phase), self.policy.model
+    def _probe(self, order: GradientOrder, samples: Sequence[TrainingSample], max_tokens: int | None) -> torch.Tensor:
+        learner, model = self._learner(order.phase), self.policy.model
         zero_gradients(model)
-        learner.accumulate(samples, learner.normaliser(samples), max_micro_batch_tokens=max_tokens)
+        learner.accumulate(
+            samples,
+            learner.normaliser(samples),
+            version=order.version,
+            trust_limit=order.trust_limit,
+            max_micro_batch_tokens=max_tokens,
+        )
         flat = flatten_gradients(model)
         zero_gradients(model)
         return flat

@@ -16,7 +16,7 @@ from burnish.loop.chats import read_chats
 from burnish.loop.policy import fit_limits, merged_limits
 from burnish.loop.preflight import PROBLEMS_TOLD, bad_rows
 from burnish.loop.session import Session, plan
-from burnish.loop.shard import DemonstrationOrder
+from burnish.loop.shard import DemonstrationOrder, GradientOrder
 from burnish.rollout.samples import demonstration_samples
 from burnish.store.reader import RunReader
 from burnish.store.rows import Event, Fate, StepRecord, StoredTrajectory
@@ -163,7 +163,7 @@ def _step(session: Session, cursor: TaskCursor) -> dict[str, float]:
     indices = cursor.next(session.recipe.warm_start.batch_size)
     parts = [indices[shard::size] for shard in range(size)]
     normaliser = session.executor.prepare_demonstrations(parts)
-    sums: LossSums = session.executor.gradients("sft", normaliser)
+    sums: LossSums = session.executor.gradients(GradientOrder(phase="sft", normaliser=normaliser))
     figures = sums.metrics() | session.step_optimizer()
     return figures | {"time/step_s": time.perf_counter() - started}
 

@@ -20,6 +20,7 @@ from burnish.core.grade import Aggregator, Grader
 from burnish.core.task import Limits, Task, Taskset
 from burnish.environments.base import Environment, expert_policy, has_expert
 from burnish.environments.question import Question
+from burnish.environments.source import EnvironmentSource
 from burnish.graders.aggregate import WeightedSum
 from burnish.graders.registry import make_grader
 from burnish.loop.config import ENVIRONMENTS, REASONING_GYM
@@ -35,12 +36,14 @@ GYM_SIZE = 2000
 class World:
     """An environment, resolved.
 
-    make: builds a fresh single-use environment (for a task, which it may ignore).  expert: None where it has none.
+    make: builds a fresh single-use environment (for a task, which it may ignore).  source: how another process builds
+    it.  own: the environment is a user's file.  expert: None where it has none.
     problems: "file:line: reason" of each row of a user's file that was left out.
     """
 
     name: str
     make: Callable[..., Environment]
+    source: EnvironmentSource
     taskset: Taskset
     graders: tuple[Grader, ...]
     aggregator: Aggregator
@@ -48,6 +51,7 @@ class World:
     expert: ScriptedPolicy | None
     mistakes: tuple[str, ...]
     problems: tuple[str, ...] = ()
+    own: bool = False
 
     def tasks(self, split: str, limit: int | None = None) -> Sequence[Task]:
         """The first `limit` tasks of a split; raises TaskError where it is empty or unknown."""
@@ -169,6 +173,8 @@ def _from_class(name: str, cls: type[Environment], options: Mapping[str, Any], s
     return World(
         name=name,
         make=make,
+        source=EnvironmentSource.of(cls, options),
+        own=name.partition(":")[0].endswith(".py"),
         taskset=taskset,
         graders=graders,
         aggregator=WeightedSum(),
@@ -182,6 +188,7 @@ def _question_world(name: str, taskset: Taskset, grader: str, limits: Limits) ->
     return World(
         name=name,
         make=lambda task: Question(graders=(grader,), limits=limits),
+        source=EnvironmentSource.of(Question, {"graders": (grader,), "limits": limits}),
         taskset=taskset,
         graders=(make_grader(grader),),
         aggregator=WeightedSum(),

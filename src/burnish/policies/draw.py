@@ -7,21 +7,25 @@ sampling (Holtzman et al. 2020, arXiv 1904.09751), applied after temperature and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from burnish.core.errors import RunStopped
 from burnish.core.sampling import SamplingParams
 
-_LARGEST_UNIFORM = 1.0 - 2.0**-40
-"""Keeps u * total strictly below total in float64, so that the last token with zero probability is never drawn."""
+_LARGEST_UNIFORM = 1.0 - 2.0**-23
+"""Keeps u * total strictly below total in float32, so that the last token with zero probability is never drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawRules:
-    """How each of R rows is drawn; tensors [R, 1] on the model's device.
+    """How each of R rows is drawn; tensors [R, 1] on the model's device, or [1, 1] where all rows are alike.
 
     `DrawRules.of([SamplingParams(), SamplingParams(temperature=0.0)], "cpu").has_greedy` is True.
     """
@@ -33,13 +37,13 @@ class DrawRules:
     has_greedy: bool
     has_sampled: bool
     has_filter: bool
+    has_temperature: bool
 
     @staticmethod
     def of(params_R: Sequence[SamplingParams], device: torch.device | str) -> DrawRules:
         """Raises ValueError where a parameter is out of range."""
-        for params in params_R:
-            if not (params.temperature >= 0.0 and 0.0 < params.top_p <= 1.0 and params.top_k >= 0):
-                raise ValueError(f"temperature >= 0, top_p in (0, 1] and top_k >= 0 are needed, got {params}")
+        for params in set(params_R):
+            check_params(params)
         return DrawRules(
             temperature=torch.tensor([[p.temperature or 1.0] for p in params_R], dtype=torch.float32, device=device),
             top_p=torch.tensor([[p.top_p] for p in params_R], dtype=torch.float32, device=device),
@@ -47,50 +51,68 @@ class DrawRules:
             greedy=torch.tensor([[p.temperature == 0.0] for p in params_R], device=device),
             has_greedy=any(p.temperature == 0.0 for p in params_R),
             has_sampled=any(p.temperature > 0.0 for p in params_R),
-            has_filter=any(p.top_p < 1.0 or p.top_k > 0 for p in params_R),
-        )
-
-    def reordered(self, order: torch.Tensor) -> DrawRules:
-        """The same rules with rows in another order."""
-        return DrawRules(
-            temperature=self.temperature[order],
-            top_p=self.top_p[order],
-            top_k=self.top_k[order],
-            greedy=self.greedy[order],
-            has_greedy=self.has_greedy,
-            has_sampled=self.has_sampled,
-            has_filter=self.has_filter,
+            has_filter=any(filters(p) for p in params_R),
+            has_temperature=any(p.temperature not in (0.0, 1.0) for p in params_R),
         )
 
 
-def draw(logits_RV: torch.Tensor, uniforms_R: torch.Tensor, rules: DrawRules) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [R] and their natural log-probabilities [R] under the distribution that was sampled from.
+def check_params(params: SamplingParams) -> None:
+    """Raises ValueError where a parameter is out of range."""
+    if not (params.temperature >= 0.0 and 0.0 < params.top_p <= 1.0 and params.top_k >= 0):
+        raise ValueError(f"temperature >= 0, top_p in (0, 1] and top_k >= 0 are needed, got {params}")
 
-    uniforms_R: float64 in [0, 1).  `rules` may hold more rows than the logits; the first R count.  The log-probability
-    of a greedy row is 0, that of a sure event.  Raises RunStopped where the logits are not finite, since nothing drawn
-    from them could be trained on.
+
+def filters(params: SamplingParams) -> bool:
+    """Whether a draw by these parameters may leave tokens out."""
+    return params.temperature > 0.0 and (params.top_p < 1.0 or params.top_k > 0)
+
+
+def draw_uniforms(stream: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
+    """The next numbers of a request's stream, in [0, 1) and so far below 1 that the last token without weight is never
+    drawn."""
+    return np.minimum(stream.random(count), _LARGEST_UNIFORM)
+
+
+class Draw(NamedTuple):
+    """Token ids [R], their natural log-probabilities [R] under the distribution that was sampled from, and the kept
+    sets, bool [R, V] (None where no row leaves anything out)."""
+
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+    kept: torch.Tensor | None
+
+
+def draw(
+    logits_RV: torch.Tensor, uniforms_R: torch.Tensor, rules: DrawRules, *, room_2RV: torch.Tensor | None = None
+) -> Draw:
+    """One token for each row.  uniforms_R: float64, as `draw_uniforms` gives them.  room_2RV: float32 memory to
+    work in; fresh pages can cost more than the work on them.
+
+    The log-probability of a greedy row is 0, that of a sure event.  Raises RunStopped where the logits are not finite,
+    since nothing drawn from them could be trained on.
     """
-    rows = logits_RV.shape[0]
-    best_R1, argmax_R1 = logits_RV.max(dim=-1, keepdim=True)
     if not rules.has_sampled:
-        _refuse_non_finite(best_R1)
-        return argmax_R1[:, 0], torch.zeros(rows, device=logits_RV.device)
-    scaled_RV = (logits_RV - best_R1).float()
-    scaled_RV /= rules.temperature[:rows]
+        best_R, argmax_R = logits_RV.max(dim=-1)
+        _refuse_non_finite(best_R)
+        return Draw(argmax_R, torch.zeros(len(argmax_R), device=logits_RV.device), None)
+    scaled_RV, kept_RV = logits_RV, None
+    if rules.has_temperature or rules.has_filter:
+        scaled_RV = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)).float() / rules.temperature
     if rules.has_filter:
-        scaled_RV = _filtered(scaled_RV, rules.top_k[:rows], rules.top_p[:rows])
-    # float64 sums keep the error of a log-probability near 1e-7 whatever the size of the vocabulary
-    wide = torch.float32 if logits_RV.device.type == "mps" else torch.float64
-    cumulative_RV = torch.cumsum(scaled_RV.exp(), dim=-1, dtype=wide)
-    total_R1 = cumulative_RV[:, -1:]
+        scaled_RV = _filtered(scaled_RV, rules.top_k, rules.top_p)
+        kept_RV = scaled_RV > -torch.inf
+    room_2RV = torch.empty((2, *logits_RV.shape), device=logits_RV.device) if room_2RV is None else room_2RV
+    share_RV = torch.softmax(scaled_RV, dim=-1, dtype=torch.float32, out=room_2RV[0])
+    # torch adds up float32 in float64 on a CPU; elsewhere a running sum is off by 1e-6, which moves a token's edges
+    running_RV = torch.cumsum(share_RV, dim=-1, out=room_2RV[1])
+    total_R1 = running_RV[:, -1:]
     _refuse_non_finite(total_R1)
-    threshold_R1 = uniforms_R[:, None].clamp(max=_LARGEST_UNIFORM).to(wide) * total_R1
-    token_R1 = torch.searchsorted(cumulative_RV, threshold_R1, right=True).clamp_(max=logits_RV.shape[1] - 1)
-    logprob_R1 = scaled_RV.gather(1, token_R1) - total_R1.log()
+    token_R1 = torch.searchsorted(running_RV, uniforms_R[:, None].float() * total_R1, right=True)
+    logprob_R1 = (share_RV.gather(1, token_R1) / total_R1).log_()
     if rules.has_greedy:
-        token_R1 = torch.where(rules.greedy[:rows], argmax_R1, token_R1)
-        logprob_R1 = torch.where(rules.greedy[:rows], 0.0, logprob_R1)
-    return token_R1[:, 0], logprob_R1[:, 0].float()
+        token_R1 = torch.where(rules.greedy, logits_RV.argmax(dim=-1, keepdim=True), token_R1)
+        logprob_R1 = torch.where(rules.greedy, 0.0, logprob_R1)
+    return Draw(token_R1[:, 0], logprob_R1[:, 0], kept_RV)
 
 
 def _filtered(scaled_RV: torch.Tensor, top_k_R1: torch.Tensor, top_p_R1: torch.Tensor) -> torch.Tensor:
@@ -107,7 +129,8 @@ def _filtered(scaled_RV: torch.Tensor, top_k_R1: torch.Tensor, top_p_R1: torch.T
 
 
 def _refuse_non_finite(values: torch.Tensor) -> None:
-    if not bool(torch.isfinite(values).all()):
+    # a sum is finite only if all of its terms are
+    if not math.isfinite(float(values.sum())):
         raise RunStopped(
             "non_finite_logits",
             "the policy's logits are NaN or infinite, so its weights are unusable; go back to a checkpoint before it "

@@ -1,99 +1,154 @@
-"""Conversations whose keys and values are still at hand, found by their exact token ids.
+"""Which texts the slots hold, found by their exact token ids.
 
-The next turn of an episode starts with the tokens of the turn before, so only what the tools added has to go
-through the model.  Entries are valid for one set of weights; the owner empties the store when these change.
+The next turn of an episode starts with the tokens of the turn before, so only what the tools added has to go through
+the model; members of a group that come later start with a prompt that a slot already holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 
 import numpy as np
 import numpy.typing as npt
 
-from burnish.policies.cache import RowCache
-
 _MULTIPLIER = 0x9E3779B97F4A7C15
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prefix:
-    """The tokens `ids` (int32 [T]) in columns [first_column, first_column + T) of row `row` of `cache`.
+@dataclass(slots=True, eq=False, kw_only=True)
+class Held:
+    """The tokens `ids` (int32 [T]) in columns [0, T) of slot `slot`; -1 once they are gone.
 
-    Example: prompt of 40 tokens, 12 sampled: T is 51, since the last sampled token was never fed back.
+    warm: the row has ended, so that its slot may be taken over; a row that still grows can only be copied from.
+    marks: (hash, length) of the beginnings by which it can be found.  age: higher for texts that came later.
     """
 
-    cache: RowCache
-    row: int
-    first_column: int
+    slot: int
     ids: npt.NDArray[np.int32]
-
-    @property
-    def length(self) -> int:
-        """T."""
-        return len(self.ids)
+    warm: bool
+    marks: tuple[tuple[int, int], ...]
+    age: int
 
 
-class PrefixStore:
-    """Finds the longest held prefix of a prompt; holds at most `max_bytes` of keys and values, oldest batch out first.
+class Prefixes:
+    """Finds the longest held beginning of a prompt.  Warm slots are listed oldest first.
 
-    A prefix is found by a polynomial hash of its ids modulo 2**64, of which one pass over a prompt gives all, and
+    A beginning is found by a polynomial hash of its ids modulo 2**64, of which one pass over a prompt gives all, and
     then compared id by id.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self._by_hash: dict[int, Prefix] = {}
-        self._batches: dict[int, tuple[RowCache, list[int]]] = {}
+    def __init__(self) -> None:
+        self._by_slot: dict[int, Held] = {}
+        self._warm: OrderedDict[Held, None] = OrderedDict()
+        self._added = 0
+        self._next_free = 0
+        self._by_hash: dict[int, tuple[Held, int]] = {}
+        self._lengths: Counter[int] = Counter()
         self._powers = np.ones(1, np.uint64)
 
     def __len__(self) -> int:
-        return len(self._by_hash)
+        return len(self._warm)
 
-    @property
-    def bytes_held(self) -> int:
-        """Bytes of keys and values that are kept alive."""
-        return sum(cache.bytes_held for cache, _ in self._batches.values())
+    def is_warm(self, slot: int) -> bool:
+        """Whether the slot holds a finished text."""
+        held = self._by_slot.get(slot)
+        return held is not None and held.warm
+
+    def at(self, slot: int) -> Held | None:
+        """What the slot holds, if it can be found."""
+        return self._by_slot.get(slot)
+
+    def held_ids(self, slot: int) -> npt.NDArray[np.int32]:
+        """The ids that the slot holds, none where it holds nothing."""
+        held = self._by_slot.get(slot)
+        return np.zeros(0, np.int32) if held is None else held.ids
+
+    def warm_slots(self) -> Iterator[int]:
+        """Oldest first."""
+        return (held.slot for held in self._warm)
+
+    def free_slots(self, first: int, end: int) -> Iterator[int]:
+        """Slots from `first` on that hold nothing warm: those before `end`, then as many beyond as are asked for.
+
+        The search goes on where the last one ended, since texts leave in about the order in which they came.
+        """
+        start = min(max(first, self._next_free), max(first, end))
+        for slot in chain(range(start, end), range(first, start), count(max(first, end))):
+            if not self.is_warm(slot):
+                self._next_free = slot + 1
+                yield slot
 
     def clear(self) -> None:
         """Forget everything: the weights have changed."""
+        for held in self._by_slot.values():
+            held.slot = -1
+        self._by_slot.clear()
+        self._warm.clear()
         self._by_hash.clear()
-        self._batches.clear()
+        self._lengths.clear()
 
-    def add(self, cache: RowCache, prefixes: Iterable[Prefix]) -> None:
-        """Hold one finished batch, all of whose `prefixes` lie in `cache`."""
-        if cache.bytes_held > self.max_bytes:
+    def add(self, slot: int, ids: npt.NDArray[np.int32], lengths: Sequence[int], *, warm: bool) -> None:
+        """Slot `slot` now holds `ids`, which can be found by its first `lengths` tokens."""
+        self.drop(slot)
+        lengths = [length for length in dict.fromkeys(lengths) if length > 0]
+        if not lengths:
             return
-        hashes = []
-        for prefix in prefixes:
-            if prefix.length:
-                hashes.append(self._hashes(prefix.ids)[-1])
-                self._by_hash[hashes[-1]] = prefix
-        self._batches[id(cache)] = (cache, hashes)
-        while self.bytes_held > self.max_bytes:
-            self._drop(next(iter(self._batches)))
+        values = self._hashes(ids)
+        marks = tuple((int(values[length - 1]), length) for length in lengths)
+        self._added += 1
+        held = Held(slot=slot, ids=ids, warm=warm, marks=marks, age=self._added)
+        self._by_slot[slot] = held
+        if warm:
+            self._warm[held] = None
+        for value, length in marks:
+            self._by_hash[value] = (held, length)
+            self._lengths[length] += 1
 
-    def longest(self, prompt: npt.NDArray[np.int32]) -> Prefix | None:
-        """The longest held sequence that the prompt (int32 [T]) strictly extends."""
-        if not self._by_hash:
+    def drop(self, slot: int) -> None:
+        """What the slot holds is about to be overwritten."""
+        held = self._by_slot.pop(slot, None)
+        if held is None:
+            return
+        held.slot = -1
+        if held.warm:
+            del self._warm[held]
+        for value, length in held.marks:
+            self._lengths[length] -= 1
+            if not self._lengths[length]:
+                del self._lengths[length]
+            if self._by_hash.get(value, (None, 0))[0] is held:
+                del self._by_hash[value]
+
+    def move(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Texts moved from slot to slot, all at once; what the targets held before is forgotten unless it moved."""
+        moved = [(self._by_slot.pop(source, None), target) for source, target in pairs]
+        for _, target in pairs:
+            self.drop(target)
+        for held, target in moved:
+            if held is not None:
+                held.slot = target
+                self._by_slot[target] = held
+
+    def exchange(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """The texts of disjoint slots change places, pair by pair."""
+        self.move([pair for left, right in pairs for pair in ((left, right), (right, left))])
+
+    def longest(self, prompt: npt.NDArray[np.int32]) -> tuple[Held, int] | None:
+        """What holds the longest beginning that the prompt (int32 [T]) strictly extends, and how long this is."""
+        lengths = sorted((length for length in self._lengths if length < len(prompt)), reverse=True)
+        if not lengths:
             return None
-        for value in reversed(self._hashes(prompt[:-1])):
-            prefix = self._by_hash.get(value)
-            if prefix is not None and np.array_equal(prefix.ids, prompt[: prefix.length]):
-                return prefix
+        values = self._hashes(prompt[: lengths[0]])
+        for length in lengths:
+            held, found = self._by_hash.get(int(values[length - 1]), (None, 0))
+            if held is not None and found == length and np.array_equal(held.ids[:length], prompt[:length]):
+                return held, length
         return None
 
-    def _hashes(self, ids: npt.NDArray[np.int32]) -> list[int]:
-        """The hash of every prefix of `ids`, the empty one left out."""
+    def _hashes(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.uint64]:
+        """The hash of every beginning of `ids`, the empty one left out."""
         if len(self._powers) < len(ids):
-            steps = np.full(2 * len(ids), _MULTIPLIER, np.uint64)
-            self._powers = np.multiply.accumulate(steps)
-        values: list[int] = np.cumsum((ids.astype(np.uint64) + np.uint64(1)) * self._powers[: len(ids)]).tolist()
-        return values
-
-    def _drop(self, batch: int) -> None:
-        cache, hashes = self._batches.pop(batch)
-        for value in hashes:
-            if value in self._by_hash and self._by_hash[value].cache is cache:
-                del self._by_hash[value]
+            self._powers = np.multiply.accumulate(np.full(2 * len(ids), _MULTIPLIER, np.uint64))
+        return np.cumsum((ids.astype(np.uint64) + np.uint64(1)) * self._powers[: len(ids)], dtype=np.uint64)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from burnish.reports.cost import CostReadings
 from burnish.reports.overview import overview
 from burnish.reports.sample import MAX_BYTES, choose_sample
 from burnish.reports.series import Readings
@@ -27,7 +28,7 @@ class RunData:
 
     def __init__(self, run_dir: Path | str) -> None:
         self._reader = RunReader(run_dir)
-        self._readings = Readings(self._reader)
+        self._readings, self._costs = Readings(self._reader), CostReadings(self._reader)
         self._tokens = TokenTexts(self._reader.layout.model)
         self._lock = threading.Lock()
         self._kept: OrderedDict[object, dict[str, Any]] = OrderedDict()
@@ -47,9 +48,11 @@ class RunData:
     def overview(self) -> dict[str, Any]:
         """Everything but trajectories, and under "revision" what it was made at."""
         revision = self.revision()
-        return self._once(
-            ("overview",), revision, lambda: overview(self._reader, self._readings) | {"revision": revision}
-        )
+
+        def read() -> dict[str, Any]:
+            return overview(self._reader, self._readings, self._costs) | {"revision": revision}
+
+        return self._once(("overview",), revision, read)
 
     def list(self, wanted: Filter) -> dict[str, Any]:
         """A page of light rows; see `list_trajectories`."""

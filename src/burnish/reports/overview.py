@@ -9,6 +9,7 @@ from typing import Any
 
 from burnish.core.errors import StoreError
 from burnish.core.outcome import Ending, Limit, Owner
+from burnish.reports.cost import CostReadings, cost_view
 from burnish.reports.headline import headline, title_of
 from burnish.reports.series import (
     Points,
@@ -33,6 +34,9 @@ OUTCOMES = (
     *(f"{Ending.ERROR}:{owner}" for owner in Owner),
 )
 LEDGER = ("dispatched", "trained", "filtered", "dropped", "failed")
+STALENESS_SCALAR = "staleness/mean"
+"""Runs that store it are asynchronous: their tokens may be older than the learner."""
+NO_COST: dict[str, Any] = {"tradeoff": [], "bins": {"rows": []}, "staleness": {"steps": [], "buckets": []}}
 
 _CHECKS = (
     ("check/canary_nats", "sampler freshness: canary log-probabilities", "nats", "logprob_tolerance"),
@@ -41,7 +45,7 @@ _CHECKS = (
 )
 
 
-def overview(reader: RunReader, readings: Readings) -> dict[str, Any]:
+def overview(reader: RunReader, readings: Readings, costs: CostReadings) -> dict[str, Any]:
     """Header, headline, scalars, evaluations, checks, events and what can be browsed, of this moment.
 
     What cannot be read (a missing segment, a broken manifest) is left out and named under "problems".
@@ -57,8 +61,11 @@ def overview(reader: RunReader, readings: Readings) -> dict[str, Any]:
     manifest = manifest | {"model": _built(reader)}
     try:
         readings.update(status.attempt)
+        costs.update(status.attempt, is_asynchronous=STALENESS_SCALAR in scalars["rl"])
+        cost = cost_view(costs, evaluations)
     except StoreError as error:
         problems.append(f"trajectories cannot be read, so that reward has no band: {error}")
+        cost = NO_COST
     rl = columns(scalars["rl"])
     return {
         "name": reader.layout.root.resolve().name,
@@ -69,7 +76,8 @@ def overview(reader: RunReader, readings: Readings) -> dict[str, Any]:
         "manifest": manifest,
         "headline": _headline(evaluations),
         "phases": _phases(scalars, steps),
-        "ledger": {key: sum(int(value) for _, value in scalars["rl"].get(f"episodes/{key}", ())) for key in LEDGER},
+        "ledger": _ledger(scalars["rl"]),
+        "cost": cost,
         "scalars": {"sft": columns(scalars["sft"]), "rl": rl, "eval": columns(scalars["eval"])},
         "reward_band": [readings.intervals.get(step, (None, None)) for step in rl["steps"]],
         "evaluations": [_evaluation(row) for row in evaluations],
@@ -214,6 +222,15 @@ def _evaluation(row: EvaluationRow) -> dict[str, Any]:
         "high": number(row.high),
         "excluded": row.details.get("excluded", 0),
         "outcomes": row.details.get("outcomes", {}),
+    }
+
+
+def _ledger(scalars: Mapping[str, Points]) -> dict[str, int]:
+    """Sums over the steps; what is pending is a level, so its newest value stands."""
+    pending = scalars.get("episodes/pending", ())
+    return {
+        **{key: sum(int(value) for _, value in scalars.get(f"episodes/{key}", ())) for key in LEDGER},
+        "pending": int(pending[-1][1]) if pending else 0,
     }
 
 

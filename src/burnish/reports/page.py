@@ -25,6 +25,7 @@ SCRIPTS = (
     "theme.js",
     "charts.js",
     "overview.js",
+    "cost.js",
     "curves.js",
     "detail.js",
     "trajectories.js",

@@ -12,6 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from burnish.core.errors import StoreError
+from burnish.reports.cost import CostReadings, start_and_end
 from burnish.reports.headline import headline
 from burnish.reports.overview import duration_text
 from burnish.reports.series import all_scalars, phase_rates, phase_seconds
@@ -34,7 +36,8 @@ _STATE_STYLES = {
 
 
 def outcome_table(run_dir: Path | str) -> RenderableType:
-    """What a run achieved: held-out success before SFT, after SFT and after RL with 95% intervals, tokens/s, wall time.
+    """What a run achieved: held-out success before SFT, after SFT and after RL with 95% intervals, what an
+    episode costs, tokens/s, wall time.
 
     Raises StoreError where the run cannot be read.
     """
@@ -161,10 +164,38 @@ def _pace(reader: RunReader) -> list[str]:
             parts.append(f"{title} {duration_text(seconds[phase])}{rate}")
     newest_s = max([status.updated_at_s, *(info.committed_at_s for info in steps[-1:])])
     wall = f"Wall time {duration_text(newest_s - status.created_at_s)}"
-    lines = [wall + (f", resumed {status.attempt}x" if status.attempt else ""), *parts]
+    lines = [*_cost(reader), wall + (f", resumed {status.attempt}x" if status.attempt else ""), *parts]
     if status.state is not RunState.FINISHED:
         lines.append(f"The run is {status.state}. {status.detail}".rstrip())
     return lines
+
+
+def _cost(reader: RunReader) -> list[str]:
+    """Tokens and success of training episodes at the start and at the end of RL; nothing where they cannot be read."""
+    costs = CostReadings(reader)
+    try:
+        costs.update(0)
+    except StoreError:
+        return []
+    ends = start_and_end(costs.steps)
+    if ends is None:
+        return []
+    tokens, rate = (
+        " -> ".join(_short(getattr(end, name)) for end in ends)
+        for name in ("tokens_per_episode", "successes_per_1k_tokens")
+    )
+    return [f"RL start -> end: {tokens} tokens/episode, {rate} successes/1k tokens"]
+
+
+def _short(value: float) -> str:
+    """Three significant digits, whole from 100 on.
+
+    >>> _short(48.25), _short(1234.5), _short(float("nan"))
+    ('48.2', '1,234', '-')
+    """
+    if value != value:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _size(size_bytes: int) -> str:

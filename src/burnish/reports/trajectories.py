@@ -17,8 +17,7 @@ MAX_TEXT_CHARS = 200
 
 _LABEL = """outcome || CASE WHEN "limit" <> '' THEN ':' || "limit" WHEN owner <> '' THEN ':' || owner ELSE '' END"""
 _ROW = f"""trajectory_id AS id, phase, step, group_id, task_id, fate, {_LABEL} AS outcome, reward, advantage,
-left(answer, 160) AS answer, len(nodes) AS n_nodes, len(token_ids) AS n_tokens,
-CAST(list_sum(action_mask) AS BIGINT) AS action_tokens"""
+left(answer, 160) AS answer, len(nodes) AS n_nodes, len(token_ids) AS n_tokens, action_tokens"""
 _ORDER = "CASE phase WHEN 'rl' THEN 0 WHEN 'eval' THEN 1 ELSE 2 END, step DESC, trajectory_id"
 _REWARDS = {
     "full": "reward >= 1",
@@ -166,7 +165,9 @@ def _whole(row: Mapping[str, Any], group: Sequence[Mapping[str, Any]]) -> dict[s
         "tool_s": number(row["tool_s"]),
         "total_s": number(row["total_s"]),
         "n_tokens": len(row["token_ids"]),
-        "action_tokens": sum(row["action_mask"]),
+        "action_tokens": row["action_tokens"],
+        "context_tokens": row["context_tokens"],
+        "turns": row["turns"],
         "nodes": _nodes(row),
         "group": list(group),
     }

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import PurePath
 from typing import TypeVar
 
+from burnish.core.errors import RelayedError, WorldFault
 from burnish.core.outcome import Ending, Limit, Outcome, Owner
 from burnish.core.text import cap_text, clean_text
 
@@ -38,6 +39,8 @@ def truncation(limit: Limit, detail: str) -> EpisodeStop:
 def describe(error: BaseException) -> str:
     """One line on an exception with the place it came from, such as "KeyError: 'A' (world.py:12 in count)"."""
     line = f"{type(error).__name__}: {_text_of(error)}"
+    if isinstance(error, RelayedError):
+        return f"{line} ({error.place})" if error.place else line
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return line
@@ -88,7 +91,7 @@ async def in_world(
 
     phase: "start", "reply", "tool", "finish" ...; the causes are "<phase>_raised" and "<phase>_timeout".  name: what
     to call it in the detail, the phase unless given.  A call cut by the episode's own deadline truncates it by time.
-    Cancellation from outside passes through.
+    A WorldFault names owner and cause itself.  Cancellation from outside passes through.
     """
     name = name or phase
     allowed_s = deadline.allow(timeout_s)
@@ -98,6 +101,11 @@ async def in_world(
             return await call()
     except EpisodeStop:
         raise
+    except WorldFault as fault:
+        episode = asyncio.current_task()
+        if episode is not None and episode.cancelling():
+            raise asyncio.CancelledError from fault
+        raise failure(fault.owner, fault.cause, f"{name}: {fault}") from fault
     except asyncio.CancelledError as error:
         # A tool may let the cancellation of a task of its own escape; only a cancelled *episode* has a request pending.
         task = asyncio.current_task()

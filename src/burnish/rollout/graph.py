@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from burnish.core.errors import InvariantViolation
 from burnish.core.message import Message
-from burnish.core.sampling import Extension, Sample
+from burnish.core.sampling import Extension, Finish, Sample
 from burnish.core.trajectory import NO_VERSION, Node
 
 NAN = math.nan
@@ -21,6 +21,9 @@ class GraphBuilder:
     Prompt [1, 2], action [7], observation [3] gives nodes of 2, 1 and 1 tokens, each the parent of the next, and
     `prefix_ids() == array('i', [1, 2, 7, 3])`.  An extension that forks becomes a new root with the whole
     conversation rendered anew, none of it sampled; it is counted by reason in `forks`.
+
+    Every step goes after the node added last, unless `parent` names another: then the graph branches there, and the
+    nodes above are shared.
     """
 
     def __init__(self) -> None:
@@ -30,9 +33,19 @@ class GraphBuilder:
         self.sampled_tokens = 0
         self._prefix: array[int] = array("i")
 
-    def prefix_ids(self) -> array[int]:
-        """A copy of every token of the path so far: what the next action is sampled after."""
-        return self._prefix[:]
+    def prefix_ids(self, node: int | None = None) -> array[int]:
+        """A copy of every token of the path that ends in `node` (None: in the node added last): what the next action
+        is sampled after."""
+        if node is None or node == len(self.nodes) - 1:
+            return self._prefix[:]
+        path = []
+        while node >= 0:
+            path.append(node)
+            node = self.nodes[node].parent
+        ids = array("i")
+        for index in reversed(path):
+            ids.extend(self.nodes[index].token_ids)
+        return ids
 
     @property
     def path_tokens(self) -> int:
@@ -47,7 +60,33 @@ class GraphBuilder:
             raise ValueError("a graph has one prompt; later messages are observations")
         self._observe(messages, token_ids, parent=-1, fork="", started_s=started_s, duration_s=duration_s)
 
-    def add_action(self, message: Message, sample: Sample, *, started_s: float = 0.0, duration_s: float = 0.0) -> None:
+    def add_root(
+        self,
+        messages: Sequence[Message],
+        token_ids: array[int],
+        *,
+        fork: str,
+        started_s: float = 0.0,
+        duration_s: float = 0.0,
+    ) -> None:
+        """A conversation that continues none of the paths so far, as a fork with a name.
+
+        messages: those of them that the graph does not hold yet; token_ids: the whole conversation.
+        """
+        if not fork:
+            raise ValueError("a second root needs the name of its fork")
+        self.forks[fork] += 1
+        self._observe(messages, token_ids, parent=-1, fork=fork, started_s=started_s, duration_s=duration_s)
+
+    def add_action(
+        self,
+        message: Message,
+        sample: Sample,
+        *,
+        parent: int | None = None,
+        started_s: float = 0.0,
+        duration_s: float = 0.0,
+    ) -> None:
         """What the policy sampled, as it was sampled.
 
         Raises InvariantViolation where the sample's streams are not aligned or a log-probability is not a finite
@@ -57,13 +96,14 @@ class GraphBuilder:
         if not len(ids) == len(logprobs) == len(versions):
             raise InvariantViolation(
                 "sample_alignment",
-                f"the sampler gave {len(ids)} token ids, {len(logprobs)} log-probabilities, {len(versions)} versions",
+                f"the sampler gave {len(ids)} token ids with {len(logprobs)} log-probabilities and "
+                f"{len(versions)} versions",
             )
         if not all(map(math.isfinite, logprobs)):
             raise InvariantViolation("sample_logprobs", f"the sampler gave log-probabilities {list(logprobs)[:8]}")
         count = len(ids)
         node = Node(
-            parent=len(self.nodes) - 1,
+            parent=self._parent(parent),
             messages=(message,),
             token_ids=array("i", ids),
             action_mask=array("b", [1]) * count,
@@ -82,25 +122,19 @@ class GraphBuilder:
         messages: Sequence[Message],
         extension: Extension,
         *,
+        parent: int | None = None,
         started_s: float = 0.0,
         duration_s: float = 0.0,
     ) -> None:
         """What the world answered: appended to the exact prefix, or a named fork with the whole conversation."""
-        if not self.nodes or not self.nodes[-1].is_action:
+        parent = self._parent(parent)
+        if parent < 0 or not self.nodes[parent].is_action:
             raise ValueError("an observation follows an action")
-        parent = len(self.nodes) - 1
+        times = {"started_s": started_s, "duration_s": duration_s}
         if extension.fork:
-            self.forks[extension.fork] += 1
-            self._prefix = array("i")
-            parent = -1
-        self._observe(
-            messages,
-            extension.token_ids,
-            parent=parent,
-            fork=extension.fork,
-            started_s=started_s,
-            duration_s=duration_s,
-        )
+            self.add_root(messages, extension.token_ids, fork=extension.fork, **times)
+        else:
+            self._observe(messages, extension.token_ids, parent=parent, fork="", **times)
 
     def _observe(
         self,
@@ -127,7 +161,36 @@ class GraphBuilder:
         )
         self._append(node)
 
+    def _parent(self, given: int | None) -> int:
+        last = len(self.nodes) - 1
+        if given is None:
+            return last
+        if not 0 <= given <= last:
+            raise ValueError(f"the parent of a node is one of the {last + 1} nodes so far, got {given}")
+        return given
+
     def _append(self, node: Node) -> None:
+        if node.parent < 0:
+            self._prefix = array("i")
+        elif node.parent < len(self.nodes) - 1:
+            self._prefix = self.prefix_ids(node.parent)
         self.nodes.append(node)
         self.messages.extend(node.messages)
         self._prefix.extend(node.token_ids)
+
+
+def check_sample(sample: Sample, *, room: int, stop_ids: tuple[int, ...], episode: str) -> None:
+    """What a sampler promises; where it does not hold, the tokens cannot be trained on.
+
+    room: the tokens that were asked for.  Raises InvariantViolation for more than those, and for an action that
+    stopped without one of `stop_ids` at its end.
+    """
+    count = len(sample.token_ids)
+    if count > room:
+        raise InvariantViolation("sample_length", f"{count} tokens for {episode}, asked for at most {room}")
+    if count and stop_ids and sample.finish is Finish.STOP and sample.token_ids[-1] not in stop_ids:
+        raise InvariantViolation(
+            "sample_stop_id",
+            f"a finished action of {episode} ends with id {sample.token_ids[-1]}, which is none of the stop "
+            f"ids {stop_ids}; the stop id is part of the action",
+        )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from burnish.core.cost import Charge, EpisodeCost
 from burnish.core.errors import InvariantViolation
 from burnish.core.grade import Aggregator, Grade
 from burnish.core.hashing import derive_seed
@@ -21,11 +22,12 @@ SIGNAL_TOLERANCE = 1e-9
 class GroupResult:
     """One finished group of G members in sample order.
 
-    rewards_G holds None for members that are left out of the loss and of the baseline.  signal: whether two
-    rewards differ, so that the group can teach anything.
+    rewards_G holds None for members that are left out of the loss and of the baseline.  charges_G: what the cost of
+    each episode took from its reward, already taken; 0 without a charge, and for members without a reward.  signal:
+    whether two rewards differ, so that the group can teach anything.
 
     `GroupResult(group_id="rl/000012/0003", task_id="t", trajectories=(a, b, c), grades_G=(ga, gb, gc),
-    rewards_G=(1.0, None, 0.0), signal=True)`
+    rewards_G=(0.9, None, 0.0), charges_G=(0.1, 0.0, 0.0), signal=True)`
     """
 
     group_id: str
@@ -33,6 +35,7 @@ class GroupResult:
     trajectories: tuple[Trajectory, ...]
     grades_G: tuple[tuple[Grade, ...], ...]
     rewards_G: tuple[float | None, ...]
+    charges_G: tuple[float, ...]
     signal: bool
 
     @property
@@ -66,36 +69,60 @@ def plan_groups(
 
 
 def assemble_groups(
-    trajectories: Sequence[Trajectory], grades: Sequence[Sequence[Grade]], aggregator: Aggregator
+    trajectories: Sequence[Trajectory],
+    grades: Sequence[Sequence[Grade]],
+    aggregator: Aggregator,
+    charge: Charge | None = None,
 ) -> list[GroupResult]:
     """Groups in order of first appearance; grades[i] belongs to trajectories[i].
 
-    Whatever the aggregator says, a member whose outcome may not carry a reward gets None.  Raises ValueError where
-    members of a group do not belong together, InvariantViolation where a reward is not a finite number.
+    charge takes the costs of the episodes from what the aggregator gave; None leaves the rewards as they are.
+    Whatever the aggregator says, a member whose outcome may not carry a reward gets None, before the charge looks at
+    the group.  Raises ValueError where members of a group do not belong together, InvariantViolation where a reward is
+    not a finite number.
     """
     members: dict[str, list[tuple[Trajectory, tuple[Grade, ...]]]] = {}
     for trajectory, given in zip(trajectories, grades, strict=True):
         members.setdefault(trajectory.group_id, []).append((trajectory, tuple(given)))
-    return [_assemble(group_id, pairs, aggregator) for group_id, pairs in members.items()]
+    return [_assemble(group_id, pairs, aggregator, charge) for group_id, pairs in members.items()]
 
 
-def _assemble(group_id: str, pairs: list[tuple[Trajectory, tuple[Grade, ...]]], aggregator: Aggregator) -> GroupResult:
+def _assemble(
+    group_id: str,
+    pairs: list[tuple[Trajectory, tuple[Grade, ...]]],
+    aggregator: Aggregator,
+    charge: Charge | None,
+) -> GroupResult:
     pairs.sort(key=lambda pair: pair[0].sample_index)
     trajectories = tuple(trajectory for trajectory, _ in pairs)
     grades_G = tuple(given for _, given in pairs)
     _check_members(group_id, trajectories)
-    rewards = aggregator.rewards(grades_G)
-    if len(rewards) != len(pairs):
-        raise ValueError(f"the aggregator gave {len(rewards)} rewards for the {len(pairs)} members of {group_id}")
-    rewards_G = tuple(_checked(trajectory, reward) for trajectory, reward in zip(trajectories, rewards, strict=True))
+    earned_G = _checked_all(group_id, trajectories, aggregator.rewards(grades_G), "aggregator")
+    rewards_G = earned_G
+    if charge is not None:
+        costs_G = [EpisodeCost.of(trajectory) for trajectory in trajectories]
+        rewards_G = _checked_all(group_id, trajectories, charge.charged(earned_G, costs_G), "charge")
     return GroupResult(
         group_id=group_id,
         task_id=trajectories[0].task_id,
         trajectories=trajectories,
         grades_G=grades_G,
         rewards_G=rewards_G,
+        charges_G=tuple(_difference(earned, reward) for earned, reward in zip(earned_G, rewards_G, strict=True)),
         signal=carries_signal(rewards_G),
     )
+
+
+def _checked_all(
+    group_id: str, trajectories: Sequence[Trajectory], rewards: Sequence[float | None], source: str
+) -> tuple[float | None, ...]:
+    if len(rewards) != len(trajectories):
+        raise ValueError(f"the {source} gave {len(rewards)} rewards for the {len(trajectories)} members of {group_id}")
+    return tuple(_checked(trajectory, reward) for trajectory, reward in zip(trajectories, rewards, strict=True))
+
+
+def _difference(earned: float | None, reward: float | None) -> float:
+    return 0.0 if earned is None or reward is None else earned - reward
 
 
 def _check_members(group_id: str, trajectories: Sequence[Trajectory]) -> None:

@@ -59,7 +59,7 @@ async def run_episodes(
     _check_ids(plans)
 
     def make(plan: EpisodePlan) -> Episode:
-        return Episode(plan, _made(make_environment, plan.task), renderer, limits, params)
+        return Episode(plan, made_environment(make_environment, plan.task), renderer, limits, params)
 
     return await _Lockstep(plans, make, sampler, max_live or max(1, len(plans))).run()
 
@@ -149,7 +149,11 @@ async def run_scripted(
     async def play(plan: EpisodePlan) -> Trajectory:
         async with places:
             episode = Episode(
-                plan, _made(make_environment, plan.task), renderer or MessageRenderer(), limits, SamplingParams()
+                plan,
+                made_environment(make_environment, plan.task),
+                renderer or MessageRenderer(),
+                limits,
+                SamplingParams(),
             )
             try:
                 await _play(episode, policy)
@@ -276,7 +280,8 @@ class _Unmade:
         return None
 
 
-def _made(make_environment: MakeEnvironment, task: Task) -> Environment:
+def made_environment(make_environment: MakeEnvironment, task: Task) -> Environment:
+    """The environment of a task; one whose constructor raises comes as a world that fails when it is started."""
     try:
         return guarded(Owner.ENVIRONMENT, "make_environment", lambda: make_environment(task))
     except EpisodeStop as stop:

@@ -82,6 +82,22 @@ _CONTROL: dict[str, tuple[str, pa.Schema]] = {
     ),
 }
 
+# A node's parent stands before it, so one pass gives the tokens from the root to each node; [parent + 1] since SQL
+# counts from 1.
+_TRAJECTORIES_VIEW = """
+CREATE VIEW trajectories AS
+SELECT *,
+       CAST(coalesce(list_sum(action_mask), 0) AS BIGINT) AS action_tokens,
+       coalesce(list_max(list_reduce(
+           nodes,
+           lambda reached, node: list_append(
+               reached, node.n_tokens + CASE WHEN node.parent < 0 THEN 0 ELSE reached[node.parent + 1] END),
+           []::BIGINT[])), 0) AS context_tokens,
+       len([node for node in nodes if node.is_action]) AS turns,
+       coalesce(CAST(counters->>'$.tool_calls' AS BIGINT), 0) AS tool_calls
+FROM segments
+"""
+
 # `token_ids` and its siblings are equally long, so that DuckDB unnests them side by side.
 _TOKENS_VIEW = """
 CREATE VIEW tokens AS
@@ -131,9 +147,10 @@ def run_query(sql: str, parameters: list[Any], tables: Mapping[str, pa.Table], s
             connection.register(name, table)
         if segments:
             names = ", ".join("'" + str(path).replace("'", "''") + "'" for path in segments)
-            connection.execute(f"CREATE VIEW trajectories AS SELECT * FROM read_parquet([{names}])")
+            connection.execute(f"CREATE VIEW segments AS SELECT * FROM read_parquet([{names}])")
         else:
-            connection.register("trajectories", SCHEMA.empty_table())
+            connection.register("segments", SCHEMA.empty_table())
+        connection.execute(_TRAJECTORIES_VIEW)
         connection.execute(_TOKENS_VIEW)
         try:
             relation = connection.sql(sql, params=parameters)

@@ -6,32 +6,43 @@ any way: with the normaliser of the whole batch given, their gradients add up to
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from burnish.algorithms.logprobs import token_logprobs
 from burnish.algorithms.loss import Loss, LossInputs, LossSums
-from burnish.algorithms.packing import MicroBatch, micro_batches
-from burnish.core.errors import ConfigError, RunStopped
+from burnish.algorithms.packing import MicroBatch
+from burnish.core.errors import ConfigError, InvariantViolation, RunStopped
 from burnish.core.learning import TrainingSample
 from burnish.training.failures import NonFiniteLoss, is_out_of_memory
-from burnish.training.forward import SelectedLogits
 from burnish.training.gradients import trainable_parameters
-from burnish.training.norms import FusedNorms
+from burnish.training.passes import Passes, passes_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Whole:
+    """What holds for all micro-batches of one call.  `_Whole(samples=[...], normaliser=9.0, ...)`"""
+
+    samples: Sequence[TrainingSample]
+    normaliser: float
+    version: int | None
+    trust_limit: float
 
 
 class Learner:
     """Adds the gradients of a loss to a model's `.grad`; the optimizer is somebody else's.
 
     model: a causal language model, peft-wrapped or not.  temperature: that of sampling (1 for SFT).
-    max_micro_batch_tokens: padded tokens that go through the model at once; halved for good whenever memory runs out
-    (`memory_splits` counts).  pad_id: any id, even that of a real token.  reference: a frozen model for the KL term;
-    the same object as `model` stands for a peft-wrapped model with its adapters switched off.  dropout: whether the
-    model's dropout is active in `accumulate`; off, the ratio of learner to behaviour is 1 on fresh samples.
+    max_micro_batch_tokens: tokens, padding included, that go through the model at once; halved for good whenever memory
+    runs out (`memory_splits` counts).  pad_id: any id, even that of a real token.  reference: a frozen model for the KL
+    term; the same object as `model` stands for a peft-wrapped model with its adapters switched off.  dropout: whether
+    the model's dropout is active in `accumulate`; off, the ratio of learner to behaviour is 1 on fresh samples.
 
     `Learner(model, GrpoLoss(), temperature=1.0, max_micro_batch_tokens=2048, pad_id=0)`
     """
@@ -58,41 +69,51 @@ class Learner:
         self.temperature = temperature
         self.max_micro_batch_tokens = max_micro_batch_tokens
         self.memory_splits = 0
-        self._pad_id = pad_id
         self._dropout = dropout
         self._device = next(model.parameters()).device
-        self._logits = SelectedLogits(model)
-        self._norms = FusedNorms(model)
         self._reference = reference
-        self._reference_logits = SelectedLogits(reference) if reference is not None else None
+        self._passes, *others = passes_for(model, reference, pad_id=pad_id, dropout=dropout)
+        self._reference_passes: Passes | None = others[0] if others else None
 
     def normaliser(self, samples: Sequence[TrainingSample]) -> float:
         """The loss's normaliser of these samples; add up those of the shards of a batch for that of the batch."""
         return self.loss.normaliser(samples)
 
     def accumulate(
-        self, samples: Sequence[TrainingSample], normaliser: float, *, max_micro_batch_tokens: int | None = None
+        self,
+        samples: Sequence[TrainingSample],
+        normaliser: float,
+        *,
+        version: int | None = None,
+        trust_limit: float = math.inf,
+        max_micro_batch_tokens: int | None = None,
     ) -> LossSums:
         """Add the gradient of the loss over `samples`, divided by `normaliser`, to the model's gradients.
 
-        normaliser: of the whole batch, above 0 where anything is trained.  max_micro_batch_tokens: another cut for this
-        call.  Raises NonFiniteLoss (naming trajectories) or RunStopped (out of memory with a single sample); then the
-        gradients are as they were before the call.
+        normaliser: of the whole batch, above 0 where anything is trained.  version: of the model as it is, for the
+        staleness of every token; None where versions mean nothing.  trust_limit: of the whole batch, for losses that
+        decide over it (`Loss.trust_limit`).  max_micro_batch_tokens: another cut for this call.
+
+        Raises NonFiniteLoss (naming trajectories), InvariantViolation (tokens that this version or these kept sets
+        cannot have given) or RunStopped (out of memory with a single sample); then the gradients are as they were.
         """
-        entry = _Gradients(self.model)
         _set_mode(self.model, self._dropout)
         while True:
             batches = self._cut(samples, max_micro_batch_tokens)
+            if version is not None:
+                _check_versions(batches, version)
             if batches and not normaliser > 0:
                 raise ValueError(f"normaliser is above 0 where tokens are trained, got {normaliser}")
+            whole = _Whole(samples=samples, normaliser=normaliser, version=version, trust_limit=trust_limit)
+            self._begin()
             try:
-                failed = self._accumulate(batches, samples, normaliser)
+                failed = self._accumulate(batches, whole)
             except BaseException:
-                entry.restore()
+                self._passes.undo()
                 raise
             if isinstance(failed, LossSums):
                 return failed
-            entry.restore()
+            self._passes.undo()
             max_micro_batch_tokens = self._halve(failed)
 
     @torch.no_grad()
@@ -103,22 +124,32 @@ class Learner:
         """
         scores = [array("f", bytes(4 * sample.length)) for sample in samples]
         _set_mode(self.model, False)
+        self._passes.begin()
         for batch in self._cut(samples, None):
-            logprobs_N, _ = self._token_logprobs(self._logits, batch)
-            values = iter(logprobs_N.float().tolist())
-            for index in batch.sample_indices_B:
-                for column, trained in enumerate(samples[index].loss_mask):
-                    if trained:
-                        scores[index][column] = next(values)
+            logprobs_N, _ = self._passes.token_logprobs(batch.to(self._device), self.temperature)
+            parts = np.split(logprobs_N.float().cpu().numpy(), np.cumsum(batch.trained_tokens_B)[:-1])
+            for index, part in zip(batch.sample_indices_B, parts, strict=True):
+                trained = np.frombuffer(samples[index].loss_mask, dtype=np.int8) != 0
+                np.frombuffer(scores[index], dtype=np.float32)[trained] = part
+        self._passes.undo()
         return scores
+
+    def with_proximal(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+        """The samples with `proximal_logprobs` of the model as it is; for the start of a step, before its updates."""
+        scores = self.score(samples)
+        return [replace(sample, proximal_logprobs=score) for sample, score in zip(samples, scores, strict=True)]
 
     def _cut(self, samples: Sequence[TrainingSample], max_tokens: int | None) -> list[MicroBatch]:
         budget = min(max_tokens or self.max_micro_batch_tokens, self.max_micro_batch_tokens)
-        return micro_batches(samples, max_tokens=budget, pad_id=self._pad_id)
+        return self._passes.cut(samples, budget)
 
-    def _accumulate(
-        self, batches: Sequence[MicroBatch], samples: Sequence[TrainingSample], normaliser: float
-    ) -> LossSums | MicroBatch:
+    def _begin(self) -> None:
+        self._passes.begin()
+        if self._reference_passes is not None:
+            with torch.no_grad():
+                self._reference_passes.begin()
+
+    def _accumulate(self, batches: Sequence[MicroBatch], whole: _Whole) -> LossSums | MicroBatch:
         """The statistics of all micro-batches, or the one that memory did not suffice for.
 
         The error itself is let go of before anything is tried again: its traceback holds the activations.
@@ -126,44 +157,46 @@ class Learner:
         parts: list[LossSums] = []
         for batch in batches:
             try:
-                parts.append(self._step(batch.to(self._device), samples, normaliser))
+                parts.append(self._step(batch.to(self._device), whole))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 return batch
+        if not self._passes.finish():
+            raise NonFiniteLoss("the gradient", [sample.trajectory_id for sample in whole.samples])
         shape = {"micro_batches": float(len(batches)), "padded_tokens": float(sum(b.padded_tokens for b in batches))}
         return LossSums.merge([LossSums(sums=shape), *parts])
 
-    def _step(self, batch: MicroBatch, samples: Sequence[TrainingSample], normaliser: float) -> LossSums:
+    def _step(self, batch: MicroBatch, whole: _Whole) -> LossSums:
         """Forward and backward of one micro-batch."""
-        logprobs_N, entropy_N = self._token_logprobs(self._logits, batch)
+        logprobs_N, entropy_N = self._passes.token_logprobs(batch, self.temperature)
         inputs = LossInputs(
             logprobs_N=logprobs_N,
             behaviour_logprobs_N=batch.behaviour_logprobs_N,
+            proximal_logprobs_N=batch.proximal_logprobs_N,
+            reference_logprobs_N=self._reference_logprobs(batch),
             advantages_N=batch.advantages_N,
+            sequence_N=batch.sequence_N,
             sequence_tokens_N=batch.sequence_tokens_N,
+            staleness_N=None if whole.version is None else whole.version - batch.versions_N,
             entropy_N=entropy_N,
             sequences=batch.rows,
-            normaliser=normaliser,
-            reference_logprobs_N=self._reference_logprobs(batch),
+            normaliser=whole.normaliser,
+            trust_limit=whole.trust_limit,
         )
         output = self.loss(inputs)
         if not torch.isfinite(output.loss):
-            raise NonFiniteLoss("the loss", _suspects(inputs, batch, samples))
+            raise NonFiniteLoss("the loss", _suspects(inputs, batch, whole.samples))
         output.loss.backward()  # type: ignore[no-untyped-call]
-        if not _gradients_are_finite(self.model):
-            raise NonFiniteLoss("the gradient", [samples[index].trajectory_id for index in batch.sample_indices_B])
+        if not self._passes.gradients_are_finite():
+            raise NonFiniteLoss(
+                "the gradient", [whole.samples[index].trajectory_id for index in batch.sample_indices_B]
+            )
         return output.statistics
-
-    def _token_logprobs(self, logits: SelectedLogits, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        batch = batch.to(self._device)
-        with self._norms.active():
-            logits_NV = logits(batch.token_ids_BT, batch.positions_N)
-        return token_logprobs(logits_NV, batch.target_ids_N, temperature=self.temperature)
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:
-        if self._reference is None or self._reference_logits is None:
+        if self._reference is None or self._reference_passes is None:
             return None
         adapters_off: AbstractContextManager[object] = nullcontext()
         if self._reference is self.model:
@@ -171,7 +204,7 @@ class Learner:
         else:
             _set_mode(self._reference, False)
         with adapters_off:
-            return self._token_logprobs(self._reference_logits, batch)[0]
+            return self._reference_passes.token_logprobs(batch, self.temperature)[0]
 
     def _halve(self, failed: MicroBatch) -> int:
         """The next budget after memory ran out at `failed`."""
@@ -188,9 +221,23 @@ class Learner:
         return self.max_micro_batch_tokens
 
 
+def _check_versions(batches: Sequence[MicroBatch], version: int) -> None:
+    """Nothing can have been drawn by a version that does not exist yet, or by none."""
+    for batch in batches:
+        oldest, newest = int(batch.versions_N.min()), int(batch.versions_N.max())
+        if oldest < 0 or newest > version:
+            raise InvariantViolation(
+                "staleness",
+                f"trained tokens carry versions {oldest} to {newest}, and the learner is at version {version}; "
+                "a version is the number of optimizer steps when the token was drawn",
+            )
+
+
 def _suspects(inputs: LossInputs, batch: MicroBatch, samples: Sequence[TrainingSample]) -> list[str]:
     """Ids of the samples with a value that is not finite going into the loss; all of the micro-batch if none is."""
-    streams = (inputs.logprobs_N.detach(), inputs.behaviour_logprobs_N, inputs.advantages_N)
+    streams = [inputs.logprobs_N.detach(), inputs.behaviour_logprobs_N, inputs.advantages_N]
+    if inputs.proximal_logprobs_N is not None:
+        streams.append(inputs.proximal_logprobs_N)
     bad_N = ~torch.isfinite(torch.stack(streams)).all(dim=0)
     parts = torch.split_with_sizes(bad_N, list(batch.trained_tokens_B))
     bad_B = [bool(part.any()) for part in parts]
@@ -204,26 +251,3 @@ def _set_mode(model: nn.Module, training: bool) -> None:
     """Switch dropout on or off; walking over every module is left out where nothing changes."""
     if model.training != training:
         model.train(training)
-
-
-def _gradients_are_finite(model: nn.Module) -> bool:
-    """One sum a tensor decides: a NaN or an infinity anywhere makes the sum one."""
-    totals = [parameter.grad.sum() for parameter in model.parameters() if parameter.grad is not None]
-    return not totals or bool(torch.isfinite(torch.stack(totals)).all())
-
-
-class _Gradients:
-    """The gradients at one moment, to return to; costs memory only where some are not zero."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._parameters = list(trainable_parameters(model).values())
-        held = [parameter.grad for parameter in self._parameters]
-        empty = not any(gradient is not None and bool(gradient.any()) for gradient in held)
-        self._held: list[Tensor | None] | None = None
-        if not empty:
-            self._held = [gradient if gradient is None else gradient.clone() for gradient in held]
-
-    def restore(self) -> None:
-        """Put the gradients back."""
-        for place, parameter in enumerate(self._parameters):
-            parameter.grad = None if self._held is None else self._held[place]

@@ -43,6 +43,12 @@ class _RmsNorm(torch.autograd.Function):
         return torch.mul(gradients[0], gain).addcmul_(normed, mean, value=-1).mul_(scale), to_gain, None
 
 
+def rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
+    """gain * x / sqrt(mean(x^2) + epsilon) over the last dimension, differentiable in x and gain."""
+    normed: Tensor = _RmsNorm.apply(x, gain, epsilon)  # type: ignore[no-untyped-call]
+    return normed
+
+
 class FusedNorms:
     """The norms of a model that can be replaced, found once; `with fused.active(): ...` replaces them.
 
@@ -84,7 +90,7 @@ def _fused_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
         def forward(hidden_states: Tensor, offset: float = offset) -> Tensor:
             gain = weight + offset if offset else weight
-            return _RmsNorm.apply(hidden_states, gain, epsilon)  # type: ignore[no-any-return, no-untyped-call]
+            return rms_norm(hidden_states, gain, epsilon)
 
         if _agrees(module, forward, weight):
             return forward

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from random import Random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from random import Random, uniform
 from typing import Any
 
 from burnish.core.errors import ConfigError, TaskError, ToolError
@@ -12,6 +14,7 @@ from burnish.core.grade import Grader
 from burnish.core.hashing import derive_seed
 from burnish.core.task import Limits, Task
 from burnish.core.text import clean_text
+from burnish.core.tool import Tool
 from burnish.environments.base import Environment
 from burnish.environments.shop import level1, level2, level3
 from burnish.environments.shop.arithmetic import evaluate
@@ -37,7 +40,8 @@ class Shop(Environment):
     """Questions and jobs in a small shop.
 
     Options: level 1 (one or two tool calls), 2 (three or four) or 3 (five or six); the number of tasks in each split;
-    instructions, a system text for every task (none by default: a model trained here needs none).
+    instructions, a system text for every task (none by default: a model trained here needs none); latency_s, the least
+    and most seconds that a tool call takes (drawn uniformly; none by default), for trying out slow tools.
 
     Splits: "train"; "heldout" has pairs of template and entity that train never has, though it has each of the two;
     "unseen" has templates that train never has.  Each task has its own prices, stocks and statuses, so that no
@@ -51,7 +55,14 @@ class Shop(Environment):
     mistakes = tuple(MISTAKES)
 
     def __init__(
-        self, *, level: int = 1, train: int = 2000, heldout: int = 300, unseen: int = 200, instructions: str = ""
+        self,
+        *,
+        level: int = 1,
+        train: int = 2000,
+        heldout: int = 300,
+        unseen: int = 200,
+        instructions: str = "",
+        latency_s: Sequence[float] = (),
     ) -> None:
         if level not in LEVELS:
             raise ConfigError(f"shop: level is 1, 2 or 3, got {level!r}")
@@ -61,6 +72,9 @@ class Shop(Environment):
             if size < 0:
                 raise ConfigError(f"shop: the size of {split} is 0 or more, got {size!r}")
         self.instructions = instructions
+        if latency_s and not (len(latency_s) == 2 and 0 <= latency_s[0] <= latency_s[1]):
+            raise ConfigError(f"shop: latency_s is the least and the most seconds of a call, got {latency_s!r}")
+        self.latency_s = tuple(latency_s)
         self.limits = Limits(
             max_turns=2 * level + 3, max_turn_tokens=64, max_episode_tokens=128 * (level + 1), max_context_tokens=4096
         )
@@ -94,6 +108,10 @@ class Shop(Environment):
                 tags={"source": "shop", "level": str(template.level), "template": template.name, "kind": template.kind},
             )
         raise TaskError(f"shop: no world has entities for template {template.name} in split {split}")
+
+    def tools(self) -> Sequence[Tool]:
+        """The tools of the shop, slowed down where it has a latency."""
+        return [slowed(tool, self.latency_s) for tool in super().tools()] if self.latency_s else super().tools()
 
     def setup(self, task: Task) -> None:
         if not isinstance(task.setup.get("seed"), int):
@@ -296,6 +314,16 @@ class Shop(Environment):
         if row is None:
             raise ToolError(f"no {what} {str(key)[:40] if known else 'with so large an id'}")
         return dict(zip((column[0] for column in cursor.description), row, strict=True))
+
+
+def slowed(tool: Tool, latency_s: tuple[float, ...]) -> Tool:
+    """The tool with a wait in front of every call; the wait shows in nothing but time, so it needs no seed."""
+
+    async def call(arguments: Mapping[str, Any]) -> str:
+        await asyncio.sleep(uniform(*latency_s))
+        return await tool.call(arguments)
+
+    return replace(tool, call=call)
 
 
 def _amount(value: int) -> int:

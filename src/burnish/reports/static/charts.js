@@ -1,10 +1,12 @@
 "use strict";
 /* Charts by Apache ECharts.  A chart is described as
 
-   {kind: "line" | "bar", step: "RL step", unit: "nats", log: true, range: [0, 1], series: [
-     {name, points: [[step, value], ...], color, dashed, band: [[low, high], ...], errors: [[low, high], ...], show}]}
+   {kind: "line" | "bar" | "path", step: "RL step", log: true, range: [0, 1], labels: ["a", ...], named: true, series: [
+     {name, points: [[step, value], ...], color, dashed, band: [[low, high], ...], errors: [[low, high], ...], show, at, ends}]}
 
-   band: shaded, one interval for each point.  errors: bars at the points.  show(value) gives the text of a value. */
+   band: shaded, one interval for each point.  errors: bars at the points.  show(value) gives the text of a value.
+   path: points joined in their own order, whatever their x; `at` says of each what it is, `ends` names the first and the
+   last.  labels: of a bar chart's places, whose steps are then 0, 1, ...  named: a single series has its legend too. */
 
 const charts = (() => {
   const HELPER = "helper:";
@@ -33,9 +35,10 @@ const charts = (() => {
     const muted = theme.color("muted");
     const palette = theme.palette();
     const series = description.series.map((one, index) => ({ ...one, color: one.color || palette[index % palette.length] }));
-    dodge(series.filter((one) => one.errors));
+    if (description.kind === "line") dodge(series.filter((one) => one.errors));
     const steps = description.kind === "bar" ? axisOfSteps(series) : null;
-    const alone = series.length === 1 && !series[0].band && !series[0].errors;
+    const isPath = description.kind === "path";
+    const alone = series.length === 1 && !description.named && !series[0].band && !series[0].errors;
     const axis = {
       nameTextStyle: { color: muted, fontSize: 11 },
       axisLabel: { color: muted, fontSize: 11, hideOverlap: true },
@@ -54,20 +57,20 @@ const charts = (() => {
         pageIconColor: ink, pageIconInactiveColor: muted, pageIconSize: 10, data: series.map((one) => one.name),
       },
       tooltip: {
-        trigger: "axis", confine: true, backgroundColor: theme.color("card"), borderColor: theme.color("line"), padding: [6, 10],
+        trigger: isPath ? "item" : "axis", confine: true, backgroundColor: theme.color("card"), borderColor: theme.color("line"), padding: [6, 10],
         axisPointer: { type: description.kind === "bar" ? "shadow" : "line", lineStyle: { color: muted } },
-        formatter: (found) => tip(description, series, found),
+        formatter: (found) => tip(description, series, [found].flat()),
       },
       xAxis: {
         ...axis, splitLine: { show: false }, name: description.step, nameLocation: "middle", nameGap: 22,
-        ...(steps ? { type: "category", data: steps } : { type: "value", ...extent(series), minInterval: 1 }),
+        ...(steps ? { type: "category", data: description.labels || steps } : { type: "value", ...(isPath ? { scale: true } : extent(series)), minInterval: 1 }),
       },
       yAxis: {
         ...axis, type: description.log ? "log" : "value", axisLine: { show: false }, scale: description.kind !== "bar",
         min: description.range?.[0], max: description.range?.[1],
         axisLabel: { ...axis.axisLabel, formatter: (value) => (description.share ? `${Number((100 * value).toPrecision(2))}%` : short(value)) },
       },
-      series: series.flatMap((one) => (steps ? bar(one, steps) : line(one, description))),
+      series: series.flatMap((one) => (steps ? bar(one, steps) : isPath ? path(one) : line(one, description))),
     };
   }
 
@@ -98,10 +101,27 @@ const charts = (() => {
 
   function bar(one, steps) {
     const values = new Map(one.points);
-    return [{
+    const made = [{
       type: "bar", name: one.name, id: one.name, stack: "all", data: steps.map((step) => values.get(step) ?? 0),
-      itemStyle: { color: one.color }, barCategoryGap: steps.length > 80 ? "0%" : "18%",
+      itemStyle: { color: one.color, opacity: one.errors ? 0.55 : 1 }, barCategoryGap: steps.length > 80 ? "0%" : "18%",
     }];
+    if (one.errors) made.push(errorBars(one));
+    return made;
+  }
+
+  /* Later points are larger, so that the direction shows without a word. */
+  function path(one) {
+    const last = one.points.length - 1;
+    const data = one.points.map((value, index) => ({
+      value, symbolSize: last ? 5 + (5 * index) / last : 9,
+      label: { show: last > 0 && (index === 0 || index === last) && Boolean(one.ends), position: "top", distance: 6, formatter: () => one.ends[index] },
+    }));
+    const made = [{
+      type: "line", name: one.name, id: one.name, data, color: one.color, symbol: "circle", showAllSymbol: true,
+      lineStyle: { width: 1.5, opacity: 0.7 }, label: { color: theme.color("muted"), fontSize: 10 }, labelLayout: { hideOverlap: true }, z: 3,
+    }];
+    if (one.errors) made.push(errorBars(one));
+    return made;
   }
 
   function line(one, description) {
@@ -138,7 +158,7 @@ const charts = (() => {
       data: one.points.map(([step], index) => [step, ...one.errors[index]]), encode: { x: 0, y: [1, 2] },
       renderItem(_, api) {
         const [place, high] = api.coord([api.value(0), api.value(2)]);
-        const x = place + one.shift;
+        const x = place + (one.shift || 0);
         const [, low] = api.coord([api.value(0), api.value(1)]);
         const style = { stroke: one.color, lineWidth: 1.5, fill: null };
         const stroke = (x1, y1, x2, y2) => ({ type: "line", shape: { x1, y1, x2, y2 }, style });
@@ -155,13 +175,14 @@ const charts = (() => {
       const one = series.find((candidate) => candidate.name === item.seriesId);
       const value = Array.isArray(item.value) ? item.value[1] : item.value;
       const exact = Array.isArray(item.value) ? one.points[item.dataIndex]?.[1] ?? value : value;
-      if (description.kind === "bar" && !exact) return null;
+      if (description.kind === "bar" && !description.labels && !exact) return null;
       const text = (one.show || format.number)(exact);
       const interval = (one.band || one.errors)?.[item.dataIndex];
       const range = interval && interval[0] !== null ? ` (${(one.show || format.number)(interval[0])} to ${(one.show || format.number)(interval[1])})` : "";
-      return element("div", {}, element("span", { class: "dot", style: { background: one.color } }), element("span", {}, one.name), element("span", {}, text + range));
+      const at = one.at ? element("div", { class: "muted" }, one.at[item.dataIndex]) : null;
+      return [element("div", {}, element("span", { class: "dot", style: { background: one.color } }), element("span", {}, one.name), element("span", {}, text + range)), at];
     });
-    const step = shown.length ? shown[0].axisValue : "";
+    const step = !shown.length ? "" : description.kind === "path" ? format.number(shown[0].value[0]) : shown[0].axisValue;
     return element("div", { class: "tip" }, element("strong", {}, `${description.step} ${step}`), rows);
   }
 

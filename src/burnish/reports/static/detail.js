@@ -38,7 +38,7 @@ const detailView = (() => {
       ["step", `${one.phase} ${one.step}, sampled by policy version ${one.policy_version}`],
       ["task", one.task_id],
       ["reward", `${one.reward === null ? "none" : format.number(one.reward)}, advantage ${one.advantage === null ? "none" : format.signed(one.advantage)}`],
-      ["tokens", `${one.action_tokens} sampled of ${one.n_tokens}; ${format.seconds(one.total_s)}, of it ${format.seconds(one.tool_s)} in tools`],
+      ["cost", `${one.action_tokens} tokens sampled in ${one.turns} turns, context of ${one.context_tokens}; ${format.seconds(one.total_s)}, of it ${format.seconds(one.tool_s)} in tools`],
     ];
     return element("article", { class: "card stack" },
       element("div", { class: "detail-head" }, element("h2", {}, one.id),

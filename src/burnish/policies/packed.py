@@ -1,0 +1,220 @@
+"""A decoder's weights arranged for decoding: fused, transposed, with everything constant folded in.
+
+* Query, key and value projections are one matrix, gate and up projections another, both stored [in, out].
+* The dimensions of queries and keys are permuted so that the two members of a rotary pair lie side by side; their
+  products do not change, and a rotation becomes one complex multiplication.
+* The softmax scale goes into the queries.  In float32 the gain of a norm, and the sqrt(width) of its mean, go into the
+  matrix behind it; in half precision folding would round the weights anew, so the gain stays a factor.
+
+What is packed is a copy and belongs to one state of the weights: `pack` again after a change.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from burnish.policies.parts import Decoder, DecoderLayer, Norm, Projection
+
+_COPY_BYTES = 2**30
+"""Beyond this size only the query, key and value matrices are copied; the rest is read from the live weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedNorm:
+    """How to normalise rows of `width`: `floor` is sqrt(width * eps), the smallest root of a sum of squares.
+
+    gain: factor [width] that is still to be applied, sqrt(width) included; None where it was folded away.
+    bias: of a layer norm (`eps` then counts), else None.
+    """
+
+    floor: Tensor
+    eps: float
+    centred: bool
+    gain: Tensor | None
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """x @ weight + bias, weight [in, out]."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedLayer:
+    """One block.  qkv: [hidden, (heads + 2 kv_heads) * head_dim]; qk_gain: [heads + kv_heads, head_dim] with the scale
+    in it, None without query and key norms; qk_spread: the same, one row for each head, [heads + kv_heads, (heads +
+    kv_heads) * head_dim].  gate_up: one fused matrix, or two, or the single first layer of a plain
+    MLP.  rope: index of its table, -1 for none."""
+
+    attention_norm: PackedNorm
+    qkv: Matrix
+    qk_gain: Tensor | None
+    qk_spread: Tensor | None
+    qk_floor: Tensor
+    o: Matrix
+    attention_out_norm: PackedNorm | None
+    mlp_norm: PackedNorm
+    gate_up: tuple[Matrix, ...]
+    down: Matrix
+    mlp_out_norm: PackedNorm | None
+    rope: int
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedDecoder:
+    """A whole model; `gated` says whether `gate_up` holds a gate."""
+
+    layers: tuple[PackedLayer, ...]
+    embedding: Tensor
+    positions: Tensor | None
+    final_norm: PackedNorm
+    head: Matrix
+    gated: bool
+    dtype: torch.dtype
+
+
+def pack(decoder: Decoder) -> PackedDecoder:
+    """Copy and fold the present weights (see the module's text)."""
+    with torch.no_grad():
+        embedding = decoder.embedding.weight.detach()
+        dtype = embedding.dtype
+        fold = dtype in (torch.float32, torch.float64)
+        weights = [part.weight for layer in decoder.layers for part in (layer.up, layer.down)]
+        copies = sum(weight.numel() * weight.element_size() for weight in weights) <= _COPY_BYTES
+        if decoder.embedding_scale != 1.0:
+            embedding = embedding * torch.tensor(decoder.embedding_scale, dtype=dtype)
+        return PackedDecoder(
+            layers=tuple(_layer(decoder, layer, fold and copies, copies) for layer in decoder.layers),
+            embedding=embedding,
+            positions=None if decoder.positions is None else decoder.positions.weight.detach(),
+            final_norm=_norm(decoder.final_norm, fold and copies),
+            head=_matrix([decoder.head], decoder.final_norm if fold and copies else None, copies),
+            gated=decoder.layers[0].gate is not None,
+            dtype=dtype,
+        )
+
+
+def _layer(decoder: Decoder, layer: DecoderLayer, fold: bool, copies: bool) -> PackedLayer:
+    mlp = [layer.up] if layer.gate is None else [layer.gate, layer.up]
+    before = layer.mlp_norm if fold else None
+    qk_gain = _qk_gain(decoder, layer)
+    return PackedLayer(
+        attention_norm=_norm(layer.attention_norm, fold),
+        qkv=_qkv(decoder, layer, fold),
+        qk_gain=qk_gain,
+        qk_spread=None if qk_gain is None else torch.block_diag(*qk_gain),  # type: ignore[no-untyped-call]
+        qk_floor=_floor(layer.q_norm, layer.attention_norm),
+        o=_matrix([layer.o], None, copies),
+        attention_out_norm=None if layer.attention_out_norm is None else _norm(layer.attention_out_norm, False),
+        mlp_norm=_norm(layer.mlp_norm, fold),
+        gate_up=(_matrix(mlp, before, True),) if copies else tuple(_matrix([part], None, False) for part in mlp),
+        down=_matrix([layer.down], None, copies),
+        mlp_out_norm=None if layer.mlp_out_norm is None else _norm(layer.mlp_out_norm, False),
+        rope=-1 if layer.rope is None else decoder.ropes.index(layer.rope),
+        window=layer.window,
+    )
+
+
+def _norm(norm: Norm, fold: bool) -> PackedNorm:
+    gain = norm.gain.detach()
+    if norm.centred:
+        bias = norm.bias
+        return PackedNorm(
+            floor=gain.new_zeros(()),
+            eps=norm.eps,
+            centred=True,
+            gain=gain,
+            bias=None if bias is None else bias.detach(),
+        )
+    return PackedNorm(
+        floor=_floor(norm, norm),
+        eps=norm.eps,
+        centred=False,
+        gain=None if fold else gain.float() * math.sqrt(len(gain)),
+        bias=None,
+    )
+
+
+def _floor(norm: Norm | None, other: Norm) -> Tensor:
+    gain = (norm or other).gain
+    wide = torch.promote_types(gain.dtype, torch.float32)
+    eps = norm.eps if norm is not None else 0.0
+    return torch.tensor(math.sqrt(len(gain) * eps), dtype=wide, device=gain.device)
+
+
+def _matrix(parts: list[Projection], before: Norm | None, copies: bool) -> Matrix:
+    """The parts side by side, with the gain of the norm before them folded in."""
+    biases = [part.bias for part in parts]
+    if not copies:
+        bias = biases[0]
+        return Matrix(weight=parts[0].weight.detach().t(), bias=None if bias is None else bias.detach())
+    weight = torch.cat([part.weight.detach() for part in parts]).t()
+    if before is not None and not before.centred:
+        weight = weight * (before.gain.detach() * math.sqrt(weight.shape[0]))[:, None]
+    return Matrix(weight=_fresh(weight), bias=_joined(parts))
+
+
+def _fresh(weight: Tensor) -> Tensor:
+    """Contiguous, and never the live tensor itself."""
+    return weight.clone(memory_format=torch.contiguous_format)
+
+
+def _joined(parts: list[Projection]) -> Tensor | None:
+    biases = [part.bias for part in parts]
+    if all(bias is None for bias in biases):
+        return None
+    filled = [
+        part.weight.new_zeros(part.weight.shape[0]) if bias is None else bias
+        for part, bias in zip(parts, biases, strict=True)
+    ]
+    return torch.cat(filled).detach()
+
+
+def _pairs(head_dim: int, device: torch.device) -> Tensor:
+    """Where dimension j of a permuted head comes from: 0, D/2, 1, D/2 + 1, ..."""
+    half = torch.arange(head_dim // 2, device=device)
+    return torch.stack([half, half + head_dim // 2], dim=1).flatten()
+
+
+def _qkv(decoder: Decoder, layer: DecoderLayer, fold: bool) -> Matrix:
+    size = decoder.head_dim
+    scale = 1.0 if layer.q_norm is not None else layer.scale
+    weights, biases = [], []
+    for part, factor, heads in ((layer.q, scale, decoder.heads), (layer.k, 1.0, decoder.kv_heads)):
+        order = _pairs(size, part.weight.device)
+        if layer.rope is None:
+            order = torch.arange(size, device=part.weight.device)
+        weights.append((part.weight.view(heads, size, -1)[:, order] * factor).flatten(0, 1))
+        bias = part.bias
+        biases.append(None if bias is None else (bias.view(heads, size)[:, order] * factor).flatten())
+    weights.append(layer.v.weight)
+    biases.append(layer.v.bias)
+    weight = torch.cat(weights).t()
+    norm = layer.attention_norm
+    if fold and not norm.centred:
+        weight = weight * (norm.gain * math.sqrt(weight.shape[0]))[:, None]
+    bias_out = None
+    if any(bias is not None for bias in biases):
+        bias_out = torch.cat(
+            [weight.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)]
+        )
+    return Matrix(weight=_fresh(weight.detach()), bias=None if bias_out is None else bias_out.detach())
+
+
+def _qk_gain(decoder: Decoder, layer: DecoderLayer) -> Tensor | None:
+    if layer.q_norm is None or layer.k_norm is None:
+        return None
+    size = decoder.head_dim
+    order = _pairs(size, layer.q_norm.gain.device)
+    wide = torch.promote_types(layer.q_norm.gain.dtype, torch.float32)
+    q = layer.q_norm.gain.detach().to(wide)[order] * (layer.scale * math.sqrt(size))
+    k = layer.k_norm.gain.detach().to(wide)[order] * math.sqrt(size)
+    return torch.cat([q.expand(decoder.heads, size), k.expand(decoder.kv_heads, size)]).contiguous()
