@@ -18,7 +18,7 @@ from typing import TypeVar
 from burnish.core.errors import InvariantViolation, RenderError, SamplerError
 from burnish.core.hashing import derive_seed
 from burnish.core.message import Message, Role
-from burnish.core.outcome import Ending, Limit, Outcome, Owner
+from burnish.core.outcome import COMPLETED, Ending, Limit, Outcome, Owner
 from burnish.core.sampling import Extension, Finish, Renderer, Sample, Sampler, SampleRequest, SamplingParams
 from burnish.core.task import Limits
 from burnish.core.trajectory import Trajectory
@@ -32,6 +32,7 @@ from burnish.rollout.hygiene import clean_message
 
 T = TypeVar("T")
 
+CLOSE_GRACE_S = 5.0
 MAX_REFUSALS = 50
 """So many requests in a row that had to be refused are a program that will not end by itself."""
 
@@ -57,7 +58,7 @@ class Capture:
 
     `await complete(request)` answers one request; any number may be under way.  `await idle(seconds)` returns once the
     program has asked nothing for so long.  `stopped` is set once the program had better be ended from outside.
-    `close()` refuses everything from then on, then `record(...)` freezes the trajectory.
+    `await close()` refuses everything from then on, then `record(...)` freezes the trajectory.
 
     A limit on turns, on tokens or on time ends the episode: `ended` names it and further requests are refused.  A
     context that is full refuses that request alone, so that a program may shorten its conversation and go on; where it
@@ -143,18 +144,23 @@ class Capture:
         """What ended the episode, or stands in the way of its latest request; None where it may be complete."""
         return self.ended or self._latest
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Refuse everything from now on; requests under way are cancelled."""
         if self._closed:
             return
         self._closed = True
         if not self._under_way:
             self._account()
-        for task in tuple(self._under_way):
+        left = tuple(self._under_way)
+        for task in left:
             task.cancel()
+        if left:
+            # Bounded: a sampler that swallows its cancellation must not keep the episode from ending.
+            await asyncio.wait(left, timeout=CLOSE_GRACE_S)
 
     def record(self, outcome: Outcome, answer: str | None = None) -> Trajectory:
-        """The trajectory.  answer: the program's, None for the policy's latest words."""
+        """The trajectory.  answer: the program's, None for the policy's latest words; an episode that did not complete
+        has none, as in an `Episode`."""
         plan, graph = self.plan, self._graph
         counters = {"turns": self._turns, **self.counters, "forks": graph.forks.total()}
         counters |= {f"fork:{reason}": count for reason, count in sorted(graph.forks.items())}
@@ -168,7 +174,7 @@ class Capture:
             seed=plan.seed,
             nodes=tuple(graph.nodes),
             outcome=outcome,
-            answer=spoken(self._answer if answer is None else answer),
+            answer=spoken(self._answer if answer is None else answer) if outcome == COMPLETED else "",
             counters=counters,
             tags=dict(plan.task.tags),
             total_s=self._now_s(),

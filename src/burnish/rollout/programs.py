@@ -27,7 +27,6 @@ from burnish.core.trajectory import Trajectory
 from burnish.rollout.boundary import EpisodeStop, failure, in_world
 from burnish.rollout.capture import MAX_REFUSALS, Capture
 from burnish.rollout.episode import WORLD_TIMEOUT_S, EpisodePlan
-from burnish.rollout.gather import GatheredSampler
 from burnish.rollout.proxy import Address, CaptureServer
 from burnish.rollout.runner import CANCEL_GRACE_S, together
 from burnish.rollout.wire import message_to_openai
@@ -81,8 +80,8 @@ async def run_programs(
 ) -> list[Trajectory]:
     """Run the program once for every plan; one trajectory for each, in order.
 
-    limits: for tasks that state none of their own.  max_live: at most so many at a time (None: all).  Requests of
-    programs that run at the same time are sampled together.
+    limits: for tasks that state none of their own.  max_live: at most so many at a time (None: all).  Requests go
+    to the sampler one at a time, as they come; one that joins concurrent calls keeps its batch full.
 
     A program that breaks gives an environment error.  A sampler that raises anything but SamplerError, or breaks its
     contract (InvariantViolation), ends the whole call; programs are stopped in any case.
@@ -92,18 +91,14 @@ async def run_programs(
     if len({plan.id for plan in plans}) != len(plans):
         raise ValueError("two plans share an id; each needs its own")
     places = asyncio.Semaphore(max_live or max(1, len(plans)))
-    gathered = GatheredSampler(sampler)
     async with CaptureServer() as server:
-        roll = program_roll(server, program=program, renderer=renderer, sampler=gathered, params=params, limits=limits)
+        roll = program_roll(server, program=program, renderer=renderer, sampler=sampler, params=params, limits=limits)
 
         async def placed(plan: EpisodePlan) -> Trajectory:
             async with places:
                 return await roll(plan)
 
-        try:
-            return await together([placed(plan) for plan in plans])
-        finally:
-            await gathered.close()
+        return await together([placed(plan) for plan in plans])
 
 
 def program_roll(
@@ -115,8 +110,7 @@ def program_roll(
     params: SamplingParams,
     limits: Limits | None = None,
 ) -> Callable[[EpisodePlan], Coroutine[Any, Any, Trajectory]]:
-    """The way to run one episode of a program, for `EpisodePool`; requests go to the sampler one at a time, as they
-    come."""
+    """The way to run one episode of a program, for `EpisodePool`; the arguments are those of `run_programs`."""
 
     async def roll(plan: EpisodePlan) -> Trajectory:
         return await run_program(
@@ -152,7 +146,7 @@ async def run_program(
     except EpisodeStop as stop:
         outcome = stop.outcome
     finally:
-        capture.close()
+        await capture.close()
     if capture.broken is not None:
         raise capture.broken
     return capture.record(outcome, answer)
@@ -306,6 +300,8 @@ async def _command(words: Sequence[str], view: TaskView) -> str:
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
+        # A pipe that was not read to its end, or that a process outside the group holds, keeps `wait` waiting.
+        process._transport.close()  # type: ignore[attr-defined]
         await process.wait()
     if code != 0:
         last = cap_text(errors.decode("utf-8", "replace").strip(), MAX_TAIL_BYTES)[0]
