@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from burnish.core.hashing import canonical_json
 from burnish.core.message import Message, Role, TextPart
 from burnish.core.tool import ToolSpec
 from burnish.rollout.episode import spoken
@@ -70,7 +70,7 @@ def message_key(message: Message) -> bytes:
         content = [message.role.value, message.text.strip(), calls]
     elif message.role is Role.TOOL:
         content.append(message.tool_call_id)
-    return hashlib.blake2b(canonical_json(content).encode(), digest_size=16).digest()
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()
 
 
 def path_digests(keys: Sequence[bytes]) -> list[bytes]:
