@@ -189,6 +189,34 @@ def test_going_back_to_an_earlier_turn_branches_there() -> None:
     assert [sum(sample.loss_mask) for sample in samples] == [4, 2], "the shared action is trained once"
 
 
+def test_the_same_call_twice_has_two_ids() -> None:
+    """Each of two equal attempts goes on from its own tokens."""
+
+    async def program(capture: Capture) -> None:
+        for _ in range(2):
+            attempts.append(await capture.complete(ask(*OPENING)))
+        for done in reversed(attempts):
+            await capture.complete(ask(*OPENING, done.message, result(done, "5")))
+
+    attempts: list[Completion] = []
+    _, trajectory, _ = capture_of(program, [CALL, "5"])
+    assert len({done.message.tool_calls[0].id for done in attempts}) == 2
+    assert [node.parent for node in trajectory.nodes] == [-1, 0, 0, 2, 3, 1, 5]
+    assert {call.id for node in trajectory.nodes for m in node.messages for call in m.tool_calls} == {"call_0"}
+
+
+def test_more_of_a_question_is_another_prompt() -> None:
+    """The tokens after a question open the policy's turn; nothing can be shown behind them but its action."""
+
+    async def program(capture: Capture) -> None:
+        await capture.complete(ask(*OPENING))
+        await capture.complete(ask(*OPENING, Message.user("And 3 + 4?")))
+
+    _, trajectory, _ = capture_of(program, ["5"])
+    assert [node.parent for node in trajectory.nodes] == [-1, 0, -1, 2]
+    assert trajectory.counters["fork:new_conversation"] == 1
+
+
 def test_sub_agents_draw_alike_in_whatever_order_they_arrive() -> None:
     def seeds(names: Sequence[str]) -> dict[str, int]:
         async def program(capture: Capture) -> None:
