@@ -137,7 +137,7 @@ class Wild(Environment):
     @tool
     def scribble(self) -> str:
         """Write rubbish wherever something can be written."""
-        for fd in range(3, 20):
+        for fd in range(3, 1024):
             with contextlib.suppress(OSError):
                 os.write(fd, b"\xff" * 64)
         return "scribbled"
