@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from burnish.core.environment import Environment
-from burnish.core.errors import InvariantViolation
 from burnish.core.hashing import derive_seed
 from burnish.core.message import Message, TextPart
 from burnish.core.outcome import COMPLETED, Limit, Outcome, Owner
@@ -19,7 +18,7 @@ from burnish.core.text import cap_text
 from burnish.core.tool import Tool, ToolSpec
 from burnish.core.trajectory import Trajectory
 from burnish.rollout.boundary import Deadline, EpisodeStop, failure, guarded, in_world, truncation
-from burnish.rollout.graph import GraphBuilder
+from burnish.rollout.graph import GraphBuilder, check_sample
 from burnish.rollout.hygiene import clean_message, stored_state
 from burnish.rollout.tools import COUNTERS, Toolbelt
 
@@ -188,7 +187,7 @@ class Episode:
 
     async def _act(self, sample: Sample) -> None:
         room, limit = self._room()
-        self._check_sample(sample, room)
+        check_sample(sample, room=room, stop_ids=self.renderer.stop_ids, episode=self.plan.id)
         message = self._read(sample)
         self._graph.add_action(
             message, sample, started_s=self._asked_s, duration_s=max(0.0, self._now_s() - self._asked_s)
@@ -262,19 +261,6 @@ class Episode:
             raise truncation(Limit.TIME, f"{self.limits.timeout_s:g} s are over")
 
     # -- what comes in -------------------------------------------------------------------------------------------
-
-    def _check_sample(self, sample: Sample, room: int) -> None:
-        """What a sampler promises; where it does not hold, the tokens cannot be trained on."""
-        count = len(sample.token_ids)
-        if count > room:
-            raise InvariantViolation("sample_length", f"{count} tokens for {self.plan.id}, asked for at most {room}")
-        stops = self.renderer.stop_ids
-        if count and stops and sample.finish is Finish.STOP and not _ends_with(sample.token_ids, stops):
-            raise InvariantViolation(
-                "sample_stop_id",
-                f"a finished action of {self.plan.id} ends with id {sample.token_ids[-1]}, which is none of the stop "
-                f"ids {stops}; the stop id is part of the action",
-            )
 
     def _read(self, sample: Sample) -> Message:
         """The message in a sample; what was sampled is parsed, never encoded again."""
