@@ -16,12 +16,13 @@ from burnish.evaluation.heldout import Mode
 from burnish.loop import held_out, reinforce, warm_start
 from burnish.loop.asynchronous import open_rollouts
 from burnish.loop.config import Recipe
+from burnish.loop.heap import settled_heap
 from burnish.loop.manifest import check_unchanged, make_manifest, source_notice, stored_recipe
 from burnish.loop.policy import Policy, create_policy, reopen_policy
 from burnish.loop.preflight import bad_rows, check_recipe
 from burnish.loop.progress import Progress, Watcher, silent
 from burnish.loop.session import Session
-from burnish.loop.setup import make_executor, make_own_shard, open_world
+from burnish.loop.setup import make_executor, make_own_shard, open_world, resolve_workers
 from burnish.loop.state import LoopState
 from burnish.loop.watchdog import Watchdog
 from burnish.loop.worlds import World
@@ -58,6 +59,7 @@ def start_run(recipe: Recipe, folder: Path, *, watch: Watcher = silent, stop: St
     Raises ConfigError before anything is written; RunStopped or InvariantViolation where the run ends early, with
     everything acknowledged stored and the status saying why.
     """
+    recipe = resolve_workers(recipe)
     torch.set_num_threads(recipe.run.threads)
     world = open_world(recipe)
     check_recipe(recipe, world)
@@ -165,7 +167,7 @@ def conduct(
     watchdog = Watchdog(2 * recipe.stop.stall_s, writer.layout.logs / "conductor.stacks.txt")
     executor.on_progress = watchdog.pet
     own = make_own_shard(recipe, policy, world)
-    with watchdog, closing(executor), closing(own):
+    with watchdog, closing(executor), closing(own), settled_heap():
         session = Session(
             recipe=recipe,
             writer=writer,

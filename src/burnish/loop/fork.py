@@ -16,7 +16,7 @@ from burnish.loop.policy import reopen_policy
 from burnish.loop.preflight import check_recipe
 from burnish.loop.progress import Watcher, silent
 from burnish.loop.recipes import apply_overrides, validate
-from burnish.loop.setup import open_world
+from burnish.loop.setup import open_world, resolve_workers
 from burnish.loop.state import Ledger, LoopState
 from burnish.store.layout import RunLayout
 from burnish.store.reader import RunReader
@@ -53,6 +53,7 @@ def fork_run(
     on at the parent's step number, so rl.steps counts from the parent's first.  Other training tasks or another seed
     start a new order of tasks.  Raises ConfigError where nothing would be left to do.
     """
+    recipe = resolve_workers(recipe)
     layout = RunLayout(parent)
     loaded = (
         load_checkpoint(layout.checkpoints, checkpoint, repair=False)

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from burnish.core.errors import BurnishError
+from burnish.loop.heap import settle_heap
 from burnish.loop.shard import Shard
 from burnish.loop.shard_pool import RolledGroup
 from burnish.loop.shared import SharedWeights
@@ -90,6 +91,7 @@ def worker_main(pipe: Connection, make_shard: Callable[[Any], Shard], setup: Any
     except Exception as error:  # noqa: BLE001 - the process boundary: every error travels to the conductor
         pipe.send(_failure(error))
         return
+    settle_heap()
     asyncio.run(_Server(pipe, shard, buffer, place).run())
 
 
