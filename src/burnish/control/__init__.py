@@ -1,0 +1,1 @@
+"""Findings to Decisions: values that the loop carries out, or only writes down."""
