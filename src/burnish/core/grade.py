@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from burnish.core.pickling import quickly_pickled
 from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grade:
     """A grader's verdict on one trajectory.  `Grade(grader="exact", version="1", score=1.0)`

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from burnish.core.pickling import quickly_pickled
+
 
 class Role(StrEnum):
     """Who speaks."""
@@ -17,6 +19,7 @@ class Role(StrEnum):
     TOOL = "tool"
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPart:
     """Plain text.  `TextPart(text="How many pears?")`"""
@@ -40,6 +43,7 @@ class ImagePart:
 Part = TextPart | ImagePart
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
     """One call that the policy asked for.  `ToolCall(id="call_0", name="add", arguments={"a": 1, "b": 2})`
@@ -54,6 +58,7 @@ class ToolCall:
     error: str = ""
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One chat item.  `Message.user("Where is order 12?")`

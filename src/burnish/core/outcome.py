@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from burnish.core.pickling import quickly_pickled
+
 
 class Ending(StrEnum):
     """The three kinds of end."""
@@ -33,6 +35,7 @@ class Owner(StrEnum):
     INFRASTRUCTURE = "infrastructure"
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """Why an episode ended.  `Outcome(ending=Ending.TRUNCATED, limit=Limit.TURNS)`

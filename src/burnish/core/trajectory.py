@@ -10,10 +10,12 @@ from typing import Any
 from burnish.core.kept import KeptSets
 from burnish.core.message import Message
 from burnish.core.outcome import Outcome
+from burnish.core.pickling import quickly_pickled
 
 NO_VERSION = -1
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """One step of the graph; it holds only the tokens that it adds.
@@ -47,6 +49,7 @@ class Node:
             raise ValueError(f"token streams of a node must be equally long, got lengths {sorted(lengths)}")
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
     """A finished episode.

@@ -41,7 +41,8 @@ class RunSection(Section):
         0,
         ge=0,
         le=256,
-        description="worker processes, each with a shard of the groups; 0: cores - 1, at least 2, on a CPU, 1 on a GPU."
+        description="worker processes, each with a shard of the groups; 0: as many as cores, at least 2, on a CPU (the "
+        "conductor waits while they work), 1 on a GPU."
         "  Stored with the run: resume uses the same number, since sums are taken in shard order",
     )
     in_process: bool = Field(False, description="run the shards one after another in this process (debugging, replay)")

@@ -38,7 +38,7 @@ def resolve_workers(recipe: Recipe) -> Recipe:
     workers = 1
     on_cpu = recipe.model.device == "cpu" or not torch.cuda.is_available() or not recipe.model.path
     if recipe.model.device in ("auto", "cpu") and on_cpu:
-        workers = min(MAX_AUTO_WORKERS, max(2, available_cores() - 1))
+        workers = min(MAX_AUTO_WORKERS, max(2, available_cores()))
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"workers": workers})})
 
 

@@ -38,7 +38,7 @@ from burnish.rollout.samples import training_samples
 from burnish.training.gradients import flatten_gradients, zero_gradients
 from burnish.training.learner import Learner
 
-CANARY_TOKENS = 8
+CANARY_TOKENS = 4
 ROUND_TRIPS = 4
 MICRO_BATCH_PROBE = 16
 SMALLEST_GRADIENT = 1e-3

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from typing import Any
 
 import torch
 
-_CHUNK = 1 << 24
 _PERIOD = 65521
+_CHUNK = 32 * _PERIOD
+"""A multiple of the period: the same factors serve every chunk."""
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -32,9 +34,14 @@ def _word_sums(parameter: torch.Tensor) -> torch.Tensor:
     total = torch.zeros(2, dtype=torch.int64, device=words.device)
     for start in range(0, len(words), _CHUNK):
         part = words[start : start + _CHUNK].to(torch.int64)
-        weights = torch.arange(start, start + len(part), device=words.device).remainder_(_PERIOD).add_(1)
-        total += torch.stack([part.sum(), (part * weights).sum()])
+        total += torch.stack([part.sum(), (part * _factors(words.device)[: len(part)]).sum()])
     return total
+
+
+@cache
+def _factors(device: torch.device) -> torch.Tensor:
+    """Index modulo the period, plus 1, of the words of a chunk: 16 MiB, kept since every update needs it again."""
+    return torch.arange(_CHUNK, device=device).remainder_(_PERIOD).add_(1)
 
 
 def quick_sums(model: Any) -> list[float]:
