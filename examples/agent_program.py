@@ -5,6 +5,10 @@
 Nothing in `solve` knows of training.  `agent` is what is trained: it takes a task as the program may see it and the
 address of the policy, and returns the answer.
 
+    burnish train tasks.jsonl environment.program=agent_program.py
+
+or from Python:
+
     from burnish.rollout.programs import run_programs
     trajectories = await run_programs(plans, program=agent, renderer=renderer, sampler=sampler, params=params)
 

@@ -72,7 +72,7 @@ def test_tasks_are_a_function_of_the_seed() -> None:
         ("zzz", "built in: calculator, shop, reasoning-gym:DATASET"),
         ("shop:heldout", "environment shop takes no ':heldout'"),
         ("reasoning-gym", "name a dataset: reasoning-gym:DATASET"),
-        ("nowhere.py", "environment file nowhere.py does not exist"),
+        ("nowhere.py", "the file nowhere.py does not exist"),
         ("nowhere.jsonl", "nowhere.jsonl cannot be read"),
     ],
 )

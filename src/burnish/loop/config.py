@@ -65,6 +65,11 @@ class EnvironmentSection(Section):
         "your own files, none for what is built in",
     )
     hosts: int = Field(1, ge=1, description="host processes of each worker, where there are any")
+    program: str = Field(
+        "",
+        description="your own agent loop in place of the environment's: file.py:function, or a command line; it asks "
+        "the policy through any OpenAI client at the address that it is given, and brings its own tools",
+    )
     grader_timeout_s: float = Field(30.0, gt=0, description="a grader that runs longer gives no grade")
 
 

@@ -40,6 +40,7 @@ COUNTERS = (
     "forks",
     "cut_results",
 )
+PROGRAM_COUNTERS = ("requests", "refused_requests", "abandoned_requests", "ignored_params")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +273,10 @@ def describe(batch: Batch, trajectories: Sequence[Trajectory]) -> dict[str, floa
     scalars |= cost_scalars([EpisodeCost.of(trajectory) for trajectory in trajectories])
     for name in COUNTERS:
         scalars[f"count/{name}"] = float(sum(trajectory.counters.get(name, 0) for trajectory in trajectories))
+    for name in PROGRAM_COUNTERS:
+        counted = [trajectory.counters[name] for trajectory in trajectories if name in trajectory.counters]
+        if counted:
+            scalars[f"count/{name}"] = float(sum(counted))
     for trajectory in trajectories:
         key = f"outcome/{trajectory.outcome.label}"
         scalars[key] = scalars.get(key, 0.0) + 1.0

@@ -15,6 +15,7 @@ from burnish.graders.cost import TokenCost
 from burnish.loop.config import Recipe
 from burnish.loop.executor import Executor, LocalExecutor
 from burnish.loop.policy import Policy, merged_limits, reopen_policy
+from burnish.loop.program import load_program
 from burnish.loop.shard import LossSetting, Shard
 from burnish.loop.workers import ProcessExecutor
 from burnish.loop.worlds import World, load_world
@@ -82,6 +83,7 @@ def make_own_shard(recipe: Recipe, policy: Policy, world: World) -> Shard:
         losses=loss_settings(recipe),
         grader_timeout_s=recipe.environment.grader_timeout_s,
         max_micro_batch_tokens=recipe.checks.max_micro_batch_tokens,
+        program=load_program(recipe.environment.program),
     )
 
 

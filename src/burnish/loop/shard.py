@@ -32,7 +32,9 @@ from burnish.loop.shard_pool import Deliver, GroupOrder, PoolSetting, RolledGrou
 from burnish.loop.worlds import World, mistaken_expert
 from burnish.policies.sampler import EmbeddedSampler, weight_checksum
 from burnish.rollout.episode import EpisodePlan
-from burnish.rollout.pool import EpisodePool, FinishedGroup, episode_roll
+from burnish.rollout.pool import EpisodePool, FinishedGroup, Roll, episode_roll
+from burnish.rollout.programs import Program, program_roll, run_programs
+from burnish.rollout.proxy import CaptureServer
 from burnish.rollout.runner import run_episodes, run_scripted
 from burnish.rollout.samples import training_samples
 from burnish.training.gradients import flatten_gradients, zero_gradients
@@ -120,7 +122,7 @@ class Shard:
     """See the module's text.  `losses` holds name and options of the loss of each phase ("sft", "rl").
 
     hosts: processes that the environments live in, 0 for this one.  Experts act in this process: they are part of the
-    environment, and nothing that a policy says reaches them.
+    environment, and nothing that a policy says reaches them.  program: plays the episodes in place of the environment.
     """
 
     def __init__(
@@ -133,11 +135,14 @@ class Shard:
         losses: Mapping[str, LossSetting],
         grader_timeout_s: float,
         max_micro_batch_tokens: int,
+        program: Program | None = None,
     ) -> None:
         self.policy = policy
         self._world = world
         self._hosts = HostPool(world.source, hosts=hosts, limits=world.limits) if hosts else None
         self._make = self._hosts.make if self._hosts is not None else world.make
+        self._program = program
+        self._proxy: CaptureServer | None = None
         self._losses = losses
         self._grader_timeout_s = grader_timeout_s
         self._max_micro_batch_tokens = max_micro_batch_tokens
@@ -171,19 +176,32 @@ class Shard:
         started = time.perf_counter()
         # A resumed process has nothing cached; reuse from an earlier order would differ from it in the last bits.
         self._sampler.forget()
-        trajectories = await run_episodes(
-            order.plans,
-            make_environment=self._make,
-            renderer=self.policy.renderer,
-            sampler=self._sampler,
-            params=order.params,
-            limits=self._limits,
-        )
+        trajectories = await self._run(order)
         version = self._sampler.version
         self._audit(trajectories, oldest=version, newest=version)
         if order.hold:
             self.hold(trajectories)
         return await self._graded(order.plans, trajectories, started)
+
+    async def _run(self, order: RolloutOrder) -> list[Trajectory]:
+        renderer, sampler = self.policy.renderer, self._sampler
+        if self._program is not None:
+            return await run_programs(
+                order.plans,
+                program=self._program,
+                renderer=renderer,
+                sampler=sampler,
+                params=order.params,
+                limits=self._limits,
+            )
+        return await run_episodes(
+            order.plans,
+            make_environment=self._make,
+            renderer=renderer,
+            sampler=sampler,
+            params=order.params,
+            limits=self._limits,
+        )
 
     def _audit(self, trajectories: Sequence[Trajectory], *, oldest: int, newest: int) -> None:
         for trajectory in trajectories:
@@ -222,16 +240,21 @@ class Shard:
 
     # -- the asynchronous pool -----------------------------------------------------------------------------------
 
-    def open_pool(self, setting: PoolSetting, deliver: Deliver) -> None:
+    async def open_pool(self, setting: PoolSetting, deliver: Deliver) -> None:
         """Take groups one by one from now on; `deliver` is called with each that finishes."""
-        roll = episode_roll(
-            make_environment=self._make,
-            renderer=self.policy.renderer,
-            sampler=self._sampler,
-            params=setting.params,
-            limits=self._limits,
-        )
+        roll = await self._roll(setting.params)
         self._pool = ShardPool(EpisodePool(roll, max_running=setting.max_running), self._grade_group, deliver)
+
+    async def _roll(self, params: SamplingParams) -> Roll:
+        renderer, sampler = self.policy.renderer, self._sampler
+        if self._program is None:
+            return episode_roll(
+                make_environment=self._make, renderer=renderer, sampler=sampler, params=params, limits=self._limits
+            )
+        self._proxy = await CaptureServer().__aenter__()
+        return program_roll(
+            self._proxy, program=self._program, renderer=renderer, sampler=sampler, params=params, limits=self._limits
+        )
 
     def start_group(self, order: GroupOrder) -> None:
         """Begin one group; needs an open pool."""
@@ -253,6 +276,9 @@ class Shard:
         if self._pool is not None:
             await self._pool.close()
             self._pool = None
+        if self._proxy is not None:
+            await self._proxy.__aexit__()
+            self._proxy = None
 
     @property
     def _opened(self) -> ShardPool:

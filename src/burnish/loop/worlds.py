@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from burnish.graders.aggregate import WeightedSum
 from burnish.graders.registry import make_grader
 from burnish.loop.config import ENVIRONMENTS, REASONING_GYM
 from burnish.loop.recipes import suggested_file, suggestion
+from burnish.loop.user_files import import_file
 from burnish.tasks.jsonl import JsonlTaskset
 from burnish.tasks.reasoning import ReasoningGymTaskset
 from burnish.tasks.taskset import GeneratedTaskset
@@ -89,7 +88,7 @@ def mistaken_expert(mistake: str | None) -> ScriptedPolicy:
 def _environment_class(name: str) -> type[Environment]:
     stem, _, wanted = name.partition(":")
     if stem.endswith(".py"):
-        return _class_in(_import_file(Path(stem)), stem, wanted)
+        return _class_in(import_file(Path(stem)), stem, wanted)
     if stem in ENVIRONMENTS:
         if wanted:
             raise ConfigError(
@@ -103,32 +102,6 @@ def _environment_class(name: str) -> type[Environment]:
         f"unknown environment {name!r}{suggestion(stem, known) or suggested_file(Path(stem))}; "
         f"built in: {', '.join(ENVIRONMENTS)}, {REASONING_GYM}:DATASET; or give a .py or .jsonl file"
     )
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ConfigError(f"environment file {path} does not exist{suggested_file(path)}")
-    name = f"burnish_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} cannot be imported as a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the boundary to the user's own code: whatever it raises is reported with its place
-        raise ConfigError(f"{path} cannot be imported: {_place(error, path)}") from error
-    return module
-
-
-def _place(error: BaseException, path: Path) -> str:
-    """The error with the line of `path` that it came from; its own message names a syntax error's line."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-    line = f" (line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{line}"
 
 
 def _class_in(module: ModuleType, source: str, wanted: str) -> type[Environment]:
