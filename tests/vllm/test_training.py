@@ -12,15 +12,20 @@ from vllm_policy import tiny_policy
 
 from burnish.algorithms.advantages import group_advantages, has_signal
 from burnish.algorithms.grpo import GrpoLoss
+from burnish.cli.server import policy_server
 from burnish.core.sampling import SamplingParams
 from burnish.core.task import Limits
 from burnish.core.trajectory import Trajectory
 from burnish.environments.calculator import Calculator
 from burnish.integrations.completions import CompletionsSampler
 from burnish.integrations.vllm_weights import VllmWeights, check_arrival
+from burnish.loop.conductor import start_run
+from burnish.loop.recipes import load_recipe
+from burnish.loop.setup import resolve_workers
 from burnish.rollout.group import plan_groups
 from burnish.rollout.runner import run_episodes
 from burnish.rollout.samples import training_samples
+from burnish.store.reader import RunReader
 from burnish.training.learner import Learner
 from burnish.training.optimizer import Optimizer, OptimizerSpec
 
@@ -92,3 +97,25 @@ def test_reward_goes_up_and_the_ratio_is_one_on_every_fresh_batch(
     for number in range(STEPS):
         asyncio.run(step(number))
     assert rewards[-1] > rewards[0] + 0.1
+
+
+def test_a_recipe_trains_a_served_policy(server: Any, tmp_path: Path, note: Callable[[str], None]) -> None:
+    """`burnish train calculator model.path=FOLDER sampler.url=URL`, by the same road."""
+    words = [
+        f"model.path={server.folder}",
+        "model.show_tools=none",
+        f"sampler.url={server.url}",
+        *("run.workers=1", "warm_start.steps=0", "rl.steps=4", "rl.groups=4", "rl.group_size=4", "rl.lr=1e-3"),
+        *("limits.max_turns=1", "limits.max_turn_tokens=12", "limits.max_context_tokens=256"),
+        *("rl.filter_zero_signal=false", "stop.no_signal_groups=0", "evaluation.every=0", "evaluation.before=false"),
+        *("evaluation.tasks=4", 'evaluation.modes=["greedy"]'),
+    ]
+    recipe = resolve_workers(load_recipe("calculator", words))
+    start_run(recipe, tmp_path / "run", server=policy_server(recipe, tmp_path / "run"))
+    reader = RunReader(tmp_path / "run")
+    assert [step.step for step in reader.steps("rl")] == [1, 2, 3, 4]
+    canary = [value for _, value in reader.scalars("check/canary_nats", "rl")]
+    assert max(canary) < 1e-4
+    ratios = [value for _, value in reader.scalars("check/ratio_nats", "rl")]
+    assert max(ratios) < 1e-4
+    note(f"recipe: 4 steps, canary at most {max(canary):.1e}, log-ratio at most {max(ratios):.1e} nats")

@@ -75,6 +75,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _train_new(recipe: Recipe, name: str) -> Path:
+    from burnish.cli.server import policy_server
     from burnish.loop.conductor import start_run
     from burnish.loop.setup import resolve_workers
 
@@ -82,22 +83,27 @@ def _train_new(recipe: Recipe, name: str) -> Path:
     folder = _new_folder(recipe, name)
     _announce(recipe, folder)
     with _watching() as (watch, stop):
-        _reporting(folder, lambda: start_run(recipe, folder, watch=watch, stop=stop))
+        server = policy_server(recipe, folder)
+        _reporting(folder, lambda: start_run(recipe, folder, watch=watch, stop=stop, server=server))
     return folder
 
 
 def _resume(arguments: argparse.Namespace) -> int:
+    from burnish.cli.server import policy_server
     from burnish.loop.conductor import resume_run
+    from burnish.loop.manifest import stored_recipe
 
     folder = find_run(arguments.root, arguments.run)
     console.print(f"resuming [bold]{folder}[/]")
     with _watching() as (watch, stop):
-        _reporting(folder, lambda: resume_run(folder, watch=watch, stop=stop))
+        server = policy_server(stored_recipe(folder), folder)
+        _reporting(folder, lambda: resume_run(folder, watch=watch, stop=stop, server=server))
     _print_outcome(folder)
     return 0
 
 
 def _fork(arguments: argparse.Namespace) -> int:
+    from burnish.cli.server import policy_server
     from burnish.loop.fork import fork_run, forked_recipe
     from burnish.loop.setup import resolve_workers
 
@@ -108,7 +114,15 @@ def _fork(arguments: argparse.Namespace) -> int:
     with _watching() as (watch, stop):
         _reporting(
             folder,
-            lambda: fork_run(parent, recipe, folder, checkpoint=arguments.step, watch=watch, stop=stop),
+            lambda: fork_run(
+                parent,
+                recipe,
+                folder,
+                checkpoint=arguments.step,
+                watch=watch,
+                stop=stop,
+                server=policy_server(recipe, folder),
+            ),
         )
     _print_outcome(folder)
     return 0

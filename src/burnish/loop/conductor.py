@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from burnish.core.errors import CheckpointError, RunStopped, StoreError
 from burnish.core.hashing import derive_seed
+from burnish.core.served import PolicyServer
 from burnish.core.task import Task
 from burnish.evaluation.heldout import Mode
 from burnish.loop import held_out, reinforce, warm_start
@@ -19,7 +21,7 @@ from burnish.loop.config import Recipe
 from burnish.loop.heap import settled_heap
 from burnish.loop.manifest import check_unchanged, make_manifest, source_notice, stored_recipe
 from burnish.loop.policy import Policy, create_policy, reopen_policy
-from burnish.loop.preflight import bad_rows, check_recipe
+from burnish.loop.preflight import bad_rows, check_recipe, check_server
 from burnish.loop.progress import Progress, Watcher, silent
 from burnish.loop.session import Session
 from burnish.loop.setup import make_executor, make_own_shard, open_world, resolve_workers
@@ -53,7 +55,24 @@ def never() -> bool:
     return False
 
 
-def start_run(recipe: Recipe, folder: Path, *, watch: Watcher = silent, stop: Stop = never) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """What a run has to do with beside its folder.  server: samples the policy in place of the workers, as the recipe's
+    section `sampler` says."""
+
+    watch: Watcher = silent
+    stop: Stop = never
+    server: PolicyServer | None = None
+
+
+def start_run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    watch: Watcher = silent,
+    stop: Stop = never,
+    server: PolicyServer | None = None,
+) -> None:
     """Create a run in `folder` and train it to the end of its recipe.
 
     Raises ConfigError before anything is written; RunStopped or InvariantViolation where the run ends early, with
@@ -63,16 +82,19 @@ def start_run(recipe: Recipe, folder: Path, *, watch: Watcher = silent, stop: St
     torch.set_num_threads(recipe.run.threads)
     world = open_world(recipe)
     check_recipe(recipe, world)
+    check_server(recipe, server)
     manifest = make_manifest(recipe, world)
     with RunWriter.create(folder, manifest) as writer, recorded(writer):
         for event in bad_rows(world.problems):
             writer.event(event.kind, event.detail, event.data)
             watch(Progress(phase="prepare", message=event.detail))
         policy = create_policy(recipe, world, writer.layout.model, watch)
-        conduct(recipe, writer, world, policy, LoopState(), None, (watch, stop))
+        conduct(recipe, writer, world, policy, LoopState(), None, Outside(watch=watch, stop=stop, server=server))
 
 
-def resume_run(folder: Path, *, watch: Watcher = silent, stop: Stop = never) -> None:
+def resume_run(
+    folder: Path, *, watch: Watcher = silent, stop: Stop = never, server: PolicyServer | None = None
+) -> None:
     """Go on with a stored run from its newest usable checkpoint, exactly as if it had never stopped.
 
     A finished run is left as it is.  Raises StoreError, with nothing changed, where the tasks or graders are not those
@@ -106,7 +128,7 @@ def resume_run(folder: Path, *, watch: Watcher = silent, stop: Stop = never) -> 
                     _record(writer, state, loaded.ref)
                 policy = reopen_policy(recipe, writer.layout.model, base_weights=True)
             writer.event("resumed", f"from {loaded.ref.name if loaded else 'the start'}")
-            conduct(recipe, writer, world, policy, state, loaded, (watch, stop))
+            conduct(recipe, writer, world, policy, state, loaded, Outside(watch=watch, stop=stop, server=server))
 
 
 def _require_own_checkpoint(folder: Path, loaded: Checkpoint | None) -> None:
@@ -154,15 +176,15 @@ def conduct(
     policy: Policy,
     state: LoopState,
     loaded: Checkpoint | None,
-    outside: tuple[Watcher, Stop],
+    outside: Outside,
 ) -> None:
     """Take a run from `state` to the end of its recipe; `loaded` is the checkpoint that the state came from."""
-    watch, stop = outside
+    watch = outside.watch
     if loaded is not None:
         load_model_state(policy.model, loaded.model_state)
         restore_random_state(loaded.rng)
     watch(Progress(phase="prepare", message=f"starting {recipe.run.workers} workers"))
-    executor = make_executor(recipe, policy, world, writer.layout.model)
+    executor = make_executor(recipe, policy, world, writer.layout.model, outside.server)
     # Twice the patience that is had with a worker: the conductor waits for those.
     watchdog = Watchdog(2 * recipe.stop.stall_s, writer.layout.logs / "conductor.stacks.txt")
     executor.on_progress = watchdog.pet
@@ -177,7 +199,7 @@ def conduct(
             own=own,
             state=state,
             watch=watch,
-            stop_requested=stop,
+            stop_requested=outside.stop,
         )
         try:
             session.calibrate()

@@ -231,6 +231,15 @@ class RolloutSection(Section):
     )
 
 
+class SamplerSection(Section):
+    """Where the policy is sampled; docs/servers.md."""
+
+    url: str = Field("", description="a vLLM server that follows the learner's weights; empty: Burnish's own engine")
+    name: str = Field("policy", description="what the server calls the model (--served-model-name)")
+    folder: str = Field("", description="weights go through it, seen by the server too; empty: in the run's folder")
+    max_in_flight: int = Field(256, ge=1, description="requests at a time")
+
+
 class EvaluationSection(Section):
     """Held-out success."""
 
@@ -287,11 +296,23 @@ class Recipe(Section):
     warm_start: WarmStartSection = WarmStartSection()
     rl: RLSection = RLSection()
     rollout: RolloutSection = RolloutSection()
+    sampler: SamplerSection = SamplerSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     checks: ChecksSection = ChecksSection()
     stop: StopSection = StopSection()
 
 
-FORKABLE_SECTIONS = ("run", "environment", "limits", "rl", "rollout", "evaluation", "checkpoint", "checks", "stop")
+FORKABLE_SECTIONS = (
+    "run",
+    "environment",
+    "limits",
+    "rl",
+    "rollout",
+    "sampler",
+    "evaluation",
+    "checkpoint",
+    "checks",
+    "stop",
+)
 """Sections that `fork` may change; the model and the warm start are part of the weights that it starts from."""

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from burnish.core.errors import ConfigError
-from burnish.loop.conductor import REFERENCE, Stop, checkpoint_name, conduct, never, recorded
+from burnish.core.served import PolicyServer
+from burnish.loop.conductor import REFERENCE, Outside, Stop, checkpoint_name, conduct, never, recorded
 from burnish.loop.config import FORKABLE_SECTIONS, Recipe
 from burnish.loop.manifest import make_manifest, stored_recipe, tasks_hash
 from burnish.loop.policy import reopen_policy
-from burnish.loop.preflight import check_recipe
+from burnish.loop.preflight import check_recipe, check_server
 from burnish.loop.progress import Watcher, silent
 from burnish.loop.recipes import apply_overrides, validate
 from burnish.loop.setup import open_world, resolve_workers
@@ -46,6 +47,7 @@ def fork_run(
     checkpoint: str = "",
     watch: Watcher = silent,
     stop: Stop = never,
+    server: PolicyServer | None = None,
 ) -> None:
     """Start a run in `folder` from a checkpoint of `parent` (the newest where none is named), and train it on.
 
@@ -73,6 +75,7 @@ def fork_run(
     torch.set_num_threads(recipe.run.threads)
     world = open_world(recipe)
     check_recipe(recipe, world)
+    check_server(recipe, server)
     if tasks_hash(world, "train") != RunReader(parent).manifest()["environment"]["splits"].get("train"):
         state.task_cursor = None
     origin = {"run": parent.name, "checkpoint": loaded.ref.name, "sha256": loaded.ref.sha256, "rl_step": state.rl_step}
@@ -81,7 +84,7 @@ def fork_run(
         _carry_over(layout, writer, loaded, state)
         policy = reopen_policy(recipe, writer.layout.model, base_weights=True)
         writer.event("forked", f"from {parent.name} at {loaded.ref.name}")
-        conduct(recipe, writer, world, policy, state, loaded, (watch, stop))
+        conduct(recipe, writer, world, policy, state, loaded, Outside(watch=watch, stop=stop, server=server))
 
 
 def _carry_over(parent: RunLayout, writer: RunWriter, loaded: Checkpoint, state: LoopState) -> None:

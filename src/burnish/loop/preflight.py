@@ -7,6 +7,7 @@ from pathlib import Path
 
 from burnish.algorithms.registry import make_loss
 from burnish.core.errors import ConfigError
+from burnish.core.served import PolicyServer
 from burnish.loop.config import Recipe
 from burnish.loop.policy import merged_limits, tiny_spec
 from burnish.loop.program import load_program
@@ -42,6 +43,15 @@ def check_recipe(recipe: Recipe, world: World) -> None:
         tiny_spec(recipe)
     if recipe.warm_start.steps > 0:
         _check_warm_start(recipe, world)
+
+
+def check_server(recipe: Recipe, server: PolicyServer | None) -> None:
+    """Raises ConfigError where the recipe names a server and none is given, or the reverse."""
+    if bool(recipe.sampler.url) != (server is not None):
+        raise ConfigError(
+            f"sampler.url is {recipe.sampler.url!r} and the run was given {'a' if server else 'no'} server; "
+            "from Python pass server=VllmPolicy(...) with it"
+        )
 
 
 def _check_token_cost(recipe: Recipe, world: World) -> None:

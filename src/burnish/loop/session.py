@@ -128,7 +128,7 @@ class Session:
             observed = []
             for size in range(1, CALIBRATION_REPEATS + 1):
                 prompts = (self.canary * size)[: len(self.canary) + size]
-                echo = self.own.sync(self.state.version, prompts)
+                echo = asyncio.run(self.own.sync(self.state.version, prompts))
                 observed.append(largest_difference(self.own.score(prompts, echo), echo.canary_logprobs))
             self.tolerance = bf16_tolerance(observed)
 

@@ -11,11 +11,13 @@ import torch
 
 from burnish.algorithms.loss import Loss
 from burnish.algorithms.registry import make_loss
+from burnish.core.served import PolicyServer
 from burnish.graders.cost import TokenCost
 from burnish.loop.config import Recipe
 from burnish.loop.executor import Executor, LocalExecutor
 from burnish.loop.policy import Policy, merged_limits, reopen_policy
 from burnish.loop.program import load_program
+from burnish.loop.served import ServedSampler
 from burnish.loop.shard import LossSetting, Shard
 from burnish.loop.workers import ProcessExecutor
 from burnish.loop.worlds import World, load_world
@@ -37,6 +39,8 @@ def resolve_workers(recipe: Recipe) -> Recipe:
     if recipe.run.workers > 0:
         return recipe
     workers = 1
+    if recipe.sampler.url:
+        return recipe.model_copy(update={"run": recipe.run.model_copy(update={"workers": 1})})
     on_cpu = recipe.model.device == "cpu" or not torch.cuda.is_available() or not recipe.model.path
     if recipe.model.device in ("auto", "cpu") and on_cpu:
         workers = min(MAX_AUTO_WORKERS, max(2, available_cores()))
@@ -53,8 +57,13 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def make_executor(recipe: Recipe, policy: Policy, world: World, folder: Path) -> Executor:
-    """Worker processes where there are several shards on a CPU, else this process."""
+def make_executor(
+    recipe: Recipe, policy: Policy, world: World, folder: Path, server: PolicyServer | None = None
+) -> Executor:
+    """Worker processes where there are several shards on a CPU, else this process; with a server always this process,
+    since only the one that updates its weights knows which version drew a token."""
+    if server is not None:
+        return LocalExecutor([make_own_shard(recipe, policy, world, ServedSampler(server, policy.model))])
     if recipe.run.in_process or recipe.run.workers == 1 or policy.device.type != "cpu":
         return LocalExecutor([make_own_shard(recipe, policy, world) for _ in range(recipe.run.workers)])
     setup = WorkerSetup(recipe=recipe.model_dump_json(), folder=str(folder))
@@ -73,8 +82,8 @@ def make_worker_shard(setup: WorkerSetup) -> Shard:
     return make_own_shard(recipe, reopen_policy(recipe, Path(setup.folder)), world)
 
 
-def make_own_shard(recipe: Recipe, policy: Policy, world: World) -> Shard:
-    """A shard on this process's policy."""
+def make_own_shard(recipe: Recipe, policy: Policy, world: World, served: ServedSampler | None = None) -> Shard:
+    """A shard on this process's policy, sampled by a server where there is one."""
     return Shard(
         policy=policy,
         world=world,
@@ -84,6 +93,7 @@ def make_own_shard(recipe: Recipe, policy: Policy, world: World) -> Shard:
         grader_timeout_s=recipe.environment.grader_timeout_s,
         max_micro_batch_tokens=recipe.checks.max_micro_batch_tokens,
         program=load_program(recipe.environment.program),
+        served=served,
     )
 
 

@@ -28,6 +28,7 @@ from burnish.environments.hosted import HostPool
 from burnish.graders.boundary import grade_trajectories
 from burnish.loop.invariants import audit_tokens, check_round_trip
 from burnish.loop.policy import Policy, fit_limits
+from burnish.loop.served import ServedSampler
 from burnish.loop.shard_pool import Deliver, GroupOrder, PoolSetting, RolledGroup, ShardPool
 from burnish.loop.worlds import World, mistaken_expert
 from burnish.policies.sampler import EmbeddedSampler, weight_checksum
@@ -123,6 +124,7 @@ class Shard:
 
     hosts: processes that the environments live in, 0 for this one.  Experts act in this process: they are part of the
     environment, and nothing that a policy says reaches them.  program: plays the episodes in place of the environment.
+    served: samples the policy in place of this process.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Shard:
         grader_timeout_s: float,
         max_micro_batch_tokens: int,
         program: Program | None = None,
+        served: ServedSampler | None = None,
     ) -> None:
         self.policy = policy
         self._world = world
@@ -146,8 +149,12 @@ class Shard:
         self._losses = losses
         self._grader_timeout_s = grader_timeout_s
         self._max_micro_batch_tokens = max_micro_batch_tokens
-        self._sampler = EmbeddedSampler(policy.model, pad_id=policy.pad_id, device=policy.device)
+        self._sampler: EmbeddedSampler | ServedSampler = served or EmbeddedSampler(
+            policy.model, pad_id=policy.pad_id, device=policy.device
+        )
         self._limits = fit_limits(limits, self._sampler.max_positions)
+        if served is not None:
+            served.context_tokens = self._limits.max_context_tokens
         self._held: dict[str, Trajectory] = {}
         self._samples: dict[str, list[TrainingSample]] = {}
         self._batch: list[TrainingSample] = []
@@ -364,9 +371,8 @@ class Shard:
             )
         return self._learners[phase]
 
-    def sync(self, version: int, canary: Sequence[array[int]]) -> SyncEcho:
+    async def sync(self, version: int, canary: Sequence[array[int]]) -> SyncEcho:
         """Take note of new weights; answer with what the sampler now computes on the canary prompts."""
-        self._sampler.version = version
         requests = [
             SampleRequest(
                 key=f"canary/{index}",
@@ -378,8 +384,7 @@ class Shard:
             )
             for index, ids in enumerate(canary)
         ]
-        samples = self._sampler.sample_now(requests) if requests else []
-        self._sampler.release()
+        samples = await self._sampler.follow(version, requests)
         if self._pool is not None:
             self._pool.resume()
         return SyncEcho(

@@ -108,6 +108,13 @@ class EmbeddedSampler:
             self._released.set()
             self._released = None
 
+    async def follow(self, version: int, canary: Sequence[SampleRequest]) -> Sequence[Sample]:
+        """The weights are now those of `version`: go on after `hold`; what they draw for `canary`."""
+        self.version = version
+        samples = self.sample_now(canary) if canary else []
+        self.release()
+        return samples
+
     def forget(self) -> None:
         """Drop held texts.  A run that must resume bit for bit does so at every step boundary: reuse changes
         log-probabilities by rounding, and a resumed process starts with nothing held."""
