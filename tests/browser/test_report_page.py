@@ -10,11 +10,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from ill_runs import FAULTS, ill_run
 from synthetic_run import HOSTILE, SyntheticRun, finished_run
 
 from burnish.reports.live import serve
 from burnish.reports.page import write_report
-from burnish.store.rows import RunState
+from burnish.store.rows import Event, RunState
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service  # noqa: E402 - only where selenium is there
@@ -24,7 +25,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 pytestmark = pytest.mark.browser
 
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900")
-TABS = ("overview", "curves", "trajectories", "run")
+TABS = ("overview", "curves", "health", "trajectories", "run")
 # Whether a canvas holds more than one colour.
 PAINTED = """
 const canvas = arguments[0].querySelector("canvas");
@@ -75,6 +76,14 @@ def fresh(browser: Any) -> None:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = finished_run(tmp_path_factory.mktemp("runs") / "first", rl_steps=8)
+    run.writer.set_status(RunState.FINISHED)
+    run.writer.close()
+    return write_report(run.folder)
+
+
+@pytest.fixture(scope="module")
+def ill_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = ill_run(tmp_path_factory.mktemp("runs") / "drift", FAULTS["drift"])
     run.writer.set_status(RunState.FINISHED)
     run.writer.close()
     return write_report(run.folder)
@@ -200,6 +209,47 @@ def test_an_asynchronous_run_shows_its_staleness_and_its_pool(browser: Any, tmp_
     assert problems(browser) == []
 
 
+def test_an_ill_run_shows_what_was_found_and_what_it_looks_like(browser: Any, ill_report: Path) -> None:
+    open_tab(browser, ill_report.as_uri(), "health")
+    charts = [chart for chart in css(browser, "#tab-health .chart") if chart.is_displayed()]
+    assert len(charts) > 15
+    for chart in charts:
+        assert browser.execute_script(PAINTED, chart), chart.get_attribute("id")
+    timeline = "return echarts.getInstanceByDom(arguments[0]).getOption()"
+    drawn = browser.execute_script(timeline, css(browser, "#chart-timeline")[0])
+    assert len(drawn["series"][0]["data"]) == 8, "four findings and four decisions"
+    assert drawn["yAxis"][0]["data"][0] == "post_tool/log_ratio_behaviour_p95"
+    [mark] = drawn["series"][0]["markLine"]["data"]
+    assert (mark["name"], mark["xAxis"]) == ("held-out success fell", 100)
+    tails = browser.execute_script(timeline, css(browser, "#chart-health-behaviour-p95")[0])["series"]
+    assert [one["name"] for one in tails] == ["text", "after a tool"]
+    assert [mark["xAxis"] for mark in tails[0]["markArea"]["data"][0]] == [61, 68]
+    text = css(browser, "#tab-health")[0].text
+    for part in (
+        "tool results drifted",
+        "32 steps before held-out success fell",
+        "would have been",
+        "Success by horizon",
+    ):
+        assert part in text
+    css(browser, "#tab-health .causes a")[0].click()
+    until(browser, lambda: css(browser, "#detail h2") and css(browser, "#detail h2")[0].text == "rl/000068/0000/00")
+    assert problems(browser) == []
+
+
+def test_a_run_that_was_not_watched_says_so(browser: Any, report: Path) -> None:
+    open_tab(browser, report.as_uri(), "health")
+    assert "Health was not watched" in css(browser, "#tab-health")[0].text
+    assert not [chart for chart in css(browser, "#tab-health .chart") if chart.is_displayed()]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_health_tab_fits_a_narrow_screen(browser: Any, ill_report: Path, dark: bool) -> None:
+    screen(browser, 400, dark=dark)
+    open_tab(browser, ill_report.as_uri(), "health")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
+
+
 def test_any_scalar_can_be_searched_and_plotted(browser: Any, report: Path) -> None:
     open_tab(browser, report.as_uri(), "curves")
     css(browser, "#tab-curves input[type=search]")[0].send_keys("entropy")
@@ -275,6 +325,13 @@ def test_filters_narrow_the_list(browser: Any, report: Path) -> None:
 
 def test_hostile_text_is_shown_and_does_nothing(browser: Any, tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", rl_steps=2, spoil=HOSTILE)
+    found = {"monitor": HOSTILE, "kind": HOSTILE, "summary": HOSTILE, "evidence": {HOSTILE: HOSTILE}, "onset_step": 1}
+    decided = {"act": "stop", "reason": HOSTILE, "values": {HOSTILE: HOSTILE}, "findings": [HOSTILE]}
+    events = [
+        Event(kind="finding", detail=HOSTILE, data={**found, "trajectory_ids": [HOSTILE]}),
+        Event(kind="decision", detail=HOSTILE, data=decided),
+    ]
+    run.commit_rl_step(events=events)
     run.writer.set_status(RunState.STOPPED, HOSTILE)
     run.writer.close()
     address = write_report(run.folder).as_uri()

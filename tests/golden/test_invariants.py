@@ -113,7 +113,7 @@ def test_a_trajectory_that_is_not_what_was_sampled_stops_the_run(
 def with_second_shard(monkeypatch: pytest.MonkeyPatch, change: Callable[[Shard, Policy], Shard]) -> None:
     """Runs in this process have `change(shard, policy)` as their second shard."""
 
-    def make(recipe: Any, policy: Policy, world: Any, folder: Path) -> Executor:
+    def make(recipe: Any, policy: Policy, world: Any, folder: Path, server: Any) -> Executor:
         first, second = (make_own_shard(recipe, policy, world) for _ in range(2))
         return LocalExecutor([first, change(second, policy)])
 
@@ -136,8 +136,8 @@ def deaf(second: Shard, policy: Policy) -> Shard:
     """A shard that answers an update with the version before it."""
     sync = second.sync
 
-    def late(version: int, canary: Sequence[array[int]]) -> SyncEcho:
-        return dataclasses.replace(sync(version, canary), version=version - 1)
+    async def late(version: int, canary: Sequence[array[int]]) -> SyncEcho:
+        return dataclasses.replace(await sync(version, canary), version=version - 1)
 
     second.sync = late  # type: ignore[method-assign]
     return second

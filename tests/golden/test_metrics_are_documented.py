@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from token_streams import make_step
 
 from burnish.algorithms.loss import LossInputs
 from burnish.algorithms.registry import make_loss
+from burnish.health.panels import input_independence
+from burnish.health.slices import SliceNames
+from burnish.health.sums import HealthSums
+from burnish.health.watch import Watch, WatchSpec
 from burnish.loop.conductor import start_run
 from burnish.loop.recipes import load_recipe
 from burnish.loop.reinforce import PROGRAM_COUNTERS
@@ -28,7 +35,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     names: set[str] = set()
     for mode in ("sync", "async"):
         folder = tmp_path_factory.mktemp("metrics") / mode
-        start_run(load_recipe("demo", (*SMALL, f"rollout.mode={mode}")), folder)
+        start_run(load_recipe("demo", (*SMALL, f"rollout.mode={mode}", "control.mode=act")), folder)
         names |= {name for phase in ("sft", "rl", "eval") for name in RunReader(folder).scalar_names(phase)}
     return names
 
@@ -58,14 +65,29 @@ def off_policy() -> set[str]:
     return set(make_loss("m2po", {"correction": "token_mask"})(inputs).statistics.metrics())
 
 
+def health() -> set[str]:
+    """What a watch says of streams that have everything."""
+    names = SliceNames(tools=("search",), sources=("shop", "forms"), skills=("s",))
+    watch = Watch(WatchSpec(names=names, baseline_steps=10))
+    for step in range(12):
+        streams = [replace(one, proximal=one.behaviour, skill="s") for one in make_step(step, 128, step=step)]
+        found = set(watch.step(step, HealthSums.of(streams, names)).scalars)
+    return found | set(input_independence(np.eye(8), np.arange(8)))
+
+
 def plain(names: set[str]) -> set[str]:
-    """Outcomes are documented as one family, and so is each figure of the three ratios."""
-    return {
-        "outcome/LABEL"
-        if name.startswith("outcome/")
-        else re.sub("ratio_(behaviour|proximal|reference)_", "ratio_NAME_", name)
-        for name in names
-    }
+    """Outcomes are documented as one family, and so is each figure of the three ratios and of the slices."""
+    return {_plain(name) for name in names}
+
+
+def _plain(name: str) -> str:
+    if name.startswith("outcome/"):
+        return "outcome/LABEL"
+    if name.startswith("health/"):
+        name = re.sub("^health/[^/]+/", "health/SLICE/", name)
+        name = re.sub("(/ess_.+)_(proximal|reference)$", r"\1", name)
+        return re.sub("(ratio|m2|k3|chi2)_(behaviour|proximal|reference)", r"\1_NAME", name)
+    return re.sub("ratio_(behaviour|proximal|reference)_", "ratio_NAME_", name)
 
 
 def of_programs() -> set[str]:
@@ -74,11 +96,11 @@ def of_programs() -> set[str]:
 
 
 def test_every_scalar_is_documented(logged: set[str]) -> None:
-    assert plain(logged | off_policy() | of_programs()) - documented() == set()
+    assert plain(logged | off_policy() | health() | of_programs()) - documented() == set()
 
 
 def test_nothing_is_documented_that_is_never_stored(logged: set[str]) -> None:
-    assert documented() - plain(logged | off_policy() | of_programs()) == set()
+    assert documented() - plain(logged | off_policy() | health() | of_programs()) == set()
 
 
 def test_a_new_name_would_be_noticed(logged: set[str]) -> None:

@@ -28,7 +28,7 @@ def test_values_entropy_and_gradient_are_those_of_log_softmax(temperature, chunk
 
     expected = torch.log_softmax(x / temperature, -1)
     (expected_gradient,) = torch.autograd.grad((expected[range(7), targets] * weights).sum(), x)
-    values, entropy = token_logprobs(x, targets, temperature=temperature)
+    values, entropy, _ = token_logprobs(x, targets, temperature=temperature)
     (gradient,) = torch.autograd.grad((values * weights).sum(), x)
 
     torch.testing.assert_close(values, expected[range(7), targets])
@@ -45,7 +45,7 @@ def test_gradient_by_finite_differences():
 
 def test_a_forbidden_token_has_probability_zero_and_no_nan():
     x = torch.tensor([[0.0, 0.0, -math.inf]], requires_grad=True)
-    values, entropy = token_logprobs(x, torch.tensor([1]), temperature=1.0)
+    values, entropy, _ = token_logprobs(x, torch.tensor([1]), temperature=1.0)
     values.sum().backward()
     assert values.item() == pytest.approx(-math.log(2))
     assert entropy.item() == pytest.approx(math.log(2))
@@ -55,7 +55,7 @@ def test_a_forbidden_token_has_probability_zero_and_no_nan():
 
 def test_half_precision_logits_are_widened_first():
     x = logits(4, 50, torch.bfloat16).requires_grad_()
-    values, _ = token_logprobs(x, torch.arange(4), temperature=1.0)
+    values, *_ = token_logprobs(x, torch.arange(4), temperature=1.0)
     assert values.dtype == torch.float32
     torch.testing.assert_close(values, torch.log_softmax(x.float(), -1)[range(4), range(4)])
     values.sum().backward()
@@ -66,7 +66,7 @@ def test_half_precision_logits_are_widened_first():
 def test_greedy_temperature_is_refused_and_nothing_gives_nothing():
     with pytest.raises(ValueError, match="temperature"):
         token_logprobs(torch.zeros(1, 2), torch.tensor([0]), temperature=0.0)
-    values, entropy = token_logprobs(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), temperature=1.0)
+    values, entropy, _ = token_logprobs(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), temperature=1.0)
     assert values.shape == entropy.shape == (0,)
 
 
@@ -96,20 +96,20 @@ def test_kept_sets_renormalise_values_entropy_and_gradient(temperature, chunk, m
         entropies.append(-(renormalised.exp() * renormalised).sum())
     (expected_gradient,) = torch.autograd.grad((torch.stack(expected) * weights).sum(), x)
 
-    values, entropy = token_logprobs(x, targets, temperature=temperature, kept=kept_tokens(KEPT))
+    values, entropy, _ = token_logprobs(x, targets, temperature=temperature, kept=kept_tokens(KEPT))
     (gradient,) = torch.autograd.grad((values * weights).sum(), x)
     torch.testing.assert_close(values, torch.stack(expected))
     torch.testing.assert_close(entropy, torch.stack(entropies))
     torch.testing.assert_close(gradient, expected_gradient)
     assert values[2].item() == entropy[2].item() == 0.0  # the only id that could be drawn
-    free, _ = token_logprobs(x, targets, temperature=temperature)
+    free, *_ = token_logprobs(x, targets, temperature=temperature)
     assert bool((values >= free).all())
 
 
 def test_empty_kept_sets_change_nothing():
     x, targets = logits(3, 5), torch.tensor([0, 4, 2])
-    with_sets = token_logprobs(x, targets, temperature=1.0, kept=kept_tokens([[], [], []]))
-    for one, other in zip(with_sets, token_logprobs(x, targets, temperature=1.0), strict=True):
+    with_sets = token_logprobs(x, targets, temperature=1.0, kept=kept_tokens([[], [], []]), score_norm=True)
+    for one, other in zip(with_sets, token_logprobs(x, targets, temperature=1.0, score_norm=True), strict=True):
         assert torch.equal(one, other)
 
 

@@ -52,6 +52,14 @@ def get_json(server: LiveServer, path: str) -> Any:
     return json.loads(body)
 
 
+def test_metrics_are_answered_only_where_they_are_handed_in(server: LiveServer, run: SyntheticRun) -> None:
+    assert get(server, "/metrics")[0] == 404
+    with serve(run.folder, metrics=lambda folder: (folder.name.encode(), "text/plain; version=1")) as other:
+        status, headers, body = get(other, "/metrics")
+        assert (status, headers["Content-Type"], body) == (200, "text/plain; version=1", b"live")
+        assert get(other, "/metrics", headers={"Host": "evil.example"})[0] == 403
+
+
 def test_the_page_is_the_same_page_in_live_mode(server: LiveServer) -> None:
     status, headers, body = get(server, "/")
     assert status == 200

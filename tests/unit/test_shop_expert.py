@@ -16,9 +16,9 @@ from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
 from burnish.environments.base import expert_policy
 from burnish.environments.shop import Shop, ShopGrader
+from burnish.environments.shop.catalogue import BY_NAME
 from burnish.environments.shop.level1 import Price
 from burnish.environments.shop.mistakes import plausible
-from burnish.environments.shop.shop import BY_NAME
 from burnish.environments.shop.templates import Slots, Steps, look
 from burnish.rollout.episode import EpisodePlan
 from burnish.rollout.runner import run_scripted

@@ -14,7 +14,7 @@ from burnish.core.errors import ConfigError, TaskError
 from burnish.core.hashing import canonical_json
 from burnish.core.task import Task
 from burnish.environments.shop import Shop
-from burnish.environments.shop.shop import BY_NAME, LEVELS
+from burnish.environments.shop.catalogue import BY_NAME, LEVELS
 from burnish.environments.shop.world import ORDER_IDS, PRODUCTS, build_world
 
 LEVEL = pytest.mark.parametrize("level", [1, 2, 3])
@@ -156,7 +156,7 @@ def test_instructions_become_the_system_text() -> None:
 
 
 def test_bad_options_are_refused() -> None:
-    with pytest.raises(ConfigError, match="level is 1, 2 or 3, got 4"):
+    with pytest.raises(ConfigError, match="level is 1, 2 or 3, or weights by level, got 4"):
         Shop(level=4)
     with pytest.raises(ConfigError, match="size of heldout"):
         Shop(heldout=-1)

@@ -324,7 +324,7 @@ def test_tokens_that_share_a_row_of_logits_have_the_gradient_of_rows_of_their_ow
     direction_N = torch.randn(6, generator=generator, dtype=torch.float64)
     results = []
     for logits, rows in ((logits_MV, rows_N), (logits_MV[rows_N], None)):
-        values, entropy = token_logprobs(logits, targets_N, temperature=0.7, rows_N=rows)
+        values, entropy, _ = token_logprobs(logits, targets_N, temperature=0.7, rows_N=rows)
         results.append((values, entropy, torch.autograd.grad((values * direction_N).sum(), logits_MV)[0]))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)

@@ -1,6 +1,8 @@
-"""Log-probabilities of given tokens, and the entropy they were drawn with, from logits.
+"""Log-probabilities of given tokens, the entropy they were drawn with, and the size of their score, from logits.
 
-With z = logits / temperature: log p(y) = z_y - logsumexp(z), entropy = logsumexp(z) - sum_v p_v z_v.  Rows are worked
+With z = logits / temperature: log p(y) = z_y - logsumexp(z), entropy = logsumexp(z) - sum_v p_v z_v.  The score is the
+gradient of log p(y) with respect to z, whose squared norm is 1 - 2 p(y) + sum_v p_v^2, in [0, 2]: how far a token can
+push the logits, without a backward pass (verl computes the same for its variance proxy).  Rows are worked
 through in chunks and only the logits are kept for the backward pass, d log p(y) / d logits_v = (1[v = y] - p_v) /
 temperature, so the peak is two [N, V] tensors (logits and their gradient) instead of four.  Where top-k or top-p cut
 the vocabulary, both sums run over the token's kept set alone: outside it z is -inf.
@@ -9,7 +11,7 @@ the vocabulary, both sums run over the token's kept set alone: outside it z is -
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +23,20 @@ CHUNK_ELEMENTS = 1 << 18
 """Elements worked on at a time: 1 MiB of float32 stays in a core's cache."""
 
 
+class TokenScores(NamedTuple):
+    """N tokens under one policy, at least float32.
+
+    logprobs_N: nats, with gradient.  entropy_N: nats, without.  score_norm_N: 1 - 2 p + sum_v p_v^2, without gradient;
+    None where it was not asked for.
+    """
+
+    logprobs_N: Tensor
+    entropy_N: Tensor
+    score_norm_N: Tensor | None
+
+
 class _TokenLogprobs(torch.autograd.Function):
-    """Forward and backward as in the module's text; the entropy carries no gradient."""
+    """Forward and backward as in the module's text; entropies and sum_v p_v^2 carry no gradient."""
 
     @staticmethod
     def forward(
@@ -32,29 +46,35 @@ class _TokenLogprobs(torch.autograd.Function):
         rows_N: Tensor | None,
         temperature: float,
         forbidden_MV: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+        with_squares: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         normalisers, entropies, wide = [], [], torch.promote_types(logits_MV.dtype, torch.float32)
+        squares: list[Tensor] = []
         for part in _chunks(logits_MV):
             scaled = _scaled(logits_MV[part], temperature, None if forbidden_MV is None else forbidden_MV[part])
             largest = scaled.amax(-1)
             below = scaled - largest.unsqueeze(-1)
             weights = torch.exp(below)
             total = weights.sum(-1)
+            if with_squares:
+                squares.append(torch.linalg.vecdot(weights, weights) / total.square())
             # A logit of -inf has probability 0 and adds nothing to the entropy, but 0 * -inf would be NaN.
             mean = torch.linalg.vecdot(weights, below.clamp_min_(torch.finfo(below.dtype).min)) / total
             log_total = total.log_()
             entropies.append(log_total - mean)
             normalisers.append(log_total + largest)
         normalisers_M, entropy_N = torch.cat(normalisers), torch.cat(entropies)
+        squares_N = torch.cat(squares) if squares else None
         if rows_N is None:
             chosen_N, normalisers_N = logits_MV.gather(-1, target_ids_N.unsqueeze(-1)).squeeze(-1), normalisers_M
         else:
             chosen_N, normalisers_N = logits_MV[rows_N, target_ids_N], normalisers_M[rows_N]
             entropy_N = entropy_N[rows_N]
+            squares_N = None if squares_N is None else squares_N[rows_N]
         ctx.temperature = temperature
         ctx.save_for_backward(logits_MV, target_ids_N, rows_N, normalisers_M, forbidden_MV)
-        ctx.mark_non_differentiable(entropy_N)
-        return chosen_N.to(wide) / temperature - normalisers_N, entropy_N
+        ctx.mark_non_differentiable(*(one for one in (entropy_N, squares_N) if one is not None))
+        return chosen_N.to(wide) / temperature - normalisers_N, entropy_N, squares_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -74,7 +94,7 @@ class _TokenLogprobs(torch.autograd.Function):
         if rows_N is not None:
             places_N = rows_N * logits_MV.shape[-1] + target_ids_N
             gradient_MV.view(-1).index_add_(0, places_N, gradient_N.to(gradient_MV.dtype))
-        return gradient_MV, None, None, None, None
+        return gradient_MV, None, None, None, None, None
 
 
 def _chunks(logits_MV: Tensor) -> Iterator[slice]:
@@ -97,33 +117,38 @@ def token_logprobs(
     temperature: float,
     kept: KeptTokens | None = None,
     rows_N: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (with gradient) and entropies (without) of N tokens, in nats, at least float32.
+    score_norm: bool = False,
+) -> TokenScores:
+    """Log-probabilities and entropies of N tokens, and on request the squared norms of their scores.
 
     logits_MV: any float dtype.  rows_N: int64, the row of logits that each token was drawn from; None where token n
     goes with row n.  temperature > 0: that of the distribution that was sampled from.  kept: the sets that the tokens
-    were drawn from, None for the whole vocabulary; both results are those of the distribution renormalised over the
+    were drawn from, None for the whole vocabulary; all results are those of the distribution renormalised over the
     set.  Raises InvariantViolation for a token outside its kept set: it cannot have been drawn.
 
-    >>> values, entropy = token_logprobs(torch.zeros(1, 4), torch.tensor([2]), temperature=1.0)
-    >>> round(values.item(), 4), round(entropy.item(), 4)
-    (-1.3863, 1.3863)
+    >>> scores = token_logprobs(torch.zeros(1, 4), torch.tensor([2]), temperature=1.0, score_norm=True)
+    >>> [round(value.item(), 4) for value in scores]
+    [-1.3863, 1.3863, 0.75]
     """
     if not temperature > 0:
         raise ValueError(f"temperature is above 0 where log-probabilities are trained, got {temperature}")
     if not len(target_ids_N):
         empty_N = _scaled(logits_MV[:0], temperature).sum(-1)
-        return empty_N, empty_N.detach()
+        return TokenScores(empty_N, empty_N.detach(), empty_N.detach() if score_norm else None)
     forbidden_NV = None
     if kept is not None:
         # Tokens of one row may have been drawn from different sets: by different versions, say.
         logits_MV = logits_MV if rows_N is None else logits_MV.index_select(0, rows_N)
         rows_N = None
         forbidden_NV = _forbidden(kept, target_ids_N, logits_MV.shape[-1])
-    logprobs_N, entropy_N = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
-        logits_MV, target_ids_N, rows_N, temperature, forbidden_NV
+    logprobs_N, entropy_N, squares_N = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        logits_MV, target_ids_N, rows_N, temperature, forbidden_NV, score_norm
     )
-    return logprobs_N, entropy_N
+    score_norm_N = None
+    if squares_N is not None:
+        # Rounding alone can take it below 0, where the policy is sure of the token.
+        score_norm_N = (squares_N - 2.0 * logprobs_N.detach().exp() + 1.0).clamp_min(0.0)
+    return TokenScores(logprobs_N, entropy_N, score_norm_N)
 
 
 def _forbidden(kept: KeptTokens, target_ids_N: Tensor, vocabulary: int) -> Tensor:

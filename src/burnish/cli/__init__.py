@@ -18,9 +18,12 @@ COMMANDS: dict[str, str] = {
     "compare": "compare two evaluations, paired over tasks and seeds",
     "view": "follow a run in the browser",
     "report": "write a run's report as one HTML file",
+    "why": "say why a run is ill: ranked causes with their evidence",
+    "health": "watch stored token streams of any trainer",
     "runs": "list runs, or prune them to a disk budget",
+    "regrade": "grade stored trajectories again and show what changes",
     "replay": "recompute a stored step and compare its loss",
-    "export": "write a run's policy as a Hugging Face folder",
+    "export": "write a run's policy as a Hugging Face folder, or the run to a tracker",
     "doctor": "examine an environment before training in it",
     "init": "write an example project",
     "keys": "list every recipe key with its default and reason",
@@ -126,6 +129,27 @@ def _compare(parser: argparse.ArgumentParser) -> None:
 def _view(parser: argparse.ArgumentParser) -> None:
     _run(parser)
     parser.add_argument("--port", type=int, default=8765, help="port on 127.0.0.1 (default: 8765; 0: any free one)")
+    parser.add_argument("--prometheus", action="store_true", help="also answer /metrics for a Prometheus scraper")
+
+
+def _why(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _health(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", metavar="FILE|RUN", help="a .jsonl or .parquet file or a folder of them, or a run that kept its streams"
+    )
+    parser.add_argument(
+        "--baseline-steps", type=int, default=None, help="first steps, held to be healthy (default: 50)"
+    )
+    parser.add_argument(
+        "--false-alarms-per-1000", type=float, default=None, metavar="RATE", help="over all monitors (default: 0.5)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    _root(parser)
+    parser.epilog = "The columns are described in docs/health.md; names of TRL and verl are known."
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +167,15 @@ def _runs(parser: argparse.ArgumentParser) -> None:
     _root(parser)
 
 
+def _regrade(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("--graders", default="", metavar="FILE", help="graders.toml (default: the run's own graders)")
+    parser.add_argument("--phase", choices=("sft", "rl", "eval"), default="", help="only this phase (default: all)")
+    parser.add_argument("--out", default="", metavar="FILE", help="also write every new grade, as JSONL")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.epilog = "Nothing is sampled and the run stays as it is.  The file is described in docs/graders.md."
+
+
 def _replay(parser: argparse.ArgumentParser) -> None:
     _run(parser)
     parser.add_argument("--step", type=int, required=True, help="RL step to recompute")
@@ -150,7 +183,10 @@ def _replay(parser: argparse.ArgumentParser) -> None:
 
 def _export(parser: argparse.ArgumentParser) -> None:
     _run(parser)
-    parser.add_argument("--out", required=True, help="folder to write")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--out", default="", help="folder to write the policy to")
+    target.add_argument("--to", choices=("wandb", "trackio", "mlflow"), help="tracker to write scalars and findings to")
+    parser.add_argument("--project", default="burnish", help="of the tracker (default: burnish)")
     parser.add_argument("--step", default="", metavar="CHECKPOINT", help="such as rl-000020 (default: the newest)")
 
 
@@ -180,7 +216,10 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "compare": _compare,
     "view": _view,
     "report": _report,
+    "why": _why,
+    "health": _health,
     "runs": _runs,
+    "regrade": _regrade,
     "replay": _replay,
     "export": _export,
     "doctor": _doctor,

@@ -334,7 +334,13 @@ def _view(arguments: argparse.Namespace) -> int:
     from burnish.reports.live import serve
 
     folder = find_run(arguments.root, arguments.run)
-    server = serve(folder, port=arguments.port)
+    metrics: Callable[[Path], tuple[bytes, str]] | None = None
+    if arguments.prometheus:
+        from burnish.integrations.prometheus import exposition
+
+        exposition(folder)  # A missing library is said now, not to the first scraper.
+        metrics = exposition
+    server = serve(folder, port=arguments.port, metrics=metrics)
     console.print(f"{folder.name} is shown at [bold]{server.url}[/]  (Ctrl-C ends)", highlight=False)
     try:
         server.serve_forever()
@@ -390,7 +396,29 @@ def _replay(arguments: argparse.Namespace) -> int:
     return 0 if found.same else 1
 
 
+def _regrade(arguments: argparse.Namespace) -> int:
+    from burnish.cli.regrade import regrade
+
+    return regrade(arguments, console)
+
+
+def _why(arguments: argparse.Namespace) -> int:
+    from burnish.cli.health import why
+
+    return why(arguments, console)
+
+
+def _health(arguments: argparse.Namespace) -> int:
+    from burnish.cli.health import health
+
+    return health(arguments, console)
+
+
 def _export(arguments: argparse.Namespace) -> int:
+    if arguments.to:
+        from burnish.cli.health import export_to
+
+        return export_to(arguments, console)
     from burnish.loop.standalone import export_run
 
     folder = find_run(arguments.root, arguments.run)
@@ -442,7 +470,10 @@ _COMMANDS: dict[str, Command] = {
     "compare": _compare,
     "view": _view,
     "report": _report,
+    "why": _why,
+    "health": _health,
     "runs": _runs,
+    "regrade": _regrade,
     "replay": _replay,
     "export": _export,
     "doctor": _doctor,

@@ -11,6 +11,9 @@ from burnish.core.pickling import quickly_pickled
 from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
 
+SKIPPED_BY_GATE = "skipped:gate"
+"""Cause of a grade without a score that nobody failed to give: the gate that its grader hangs on is closed."""
+
 
 @quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,12 @@ class Grade:
                 raise ValueError(f"grader {self.grader}: a grade without a score needs a cause")
         elif not (math.isfinite(self.score) and 0.0 <= self.score <= 1.0):
             raise ValueError(f"grader {self.grader}: a score lies in [0, 1], got {self.score!r}")
+
+    @property
+    def is_skipped(self) -> bool:
+        """A closed gate skipped this grader: no failure, and its share of a reward is 0, or closing it would be an
+        escape."""
+        return self.score is None and self.cause == SKIPPED_BY_GATE
 
 
 class Grader(Protocol):

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from burnish.core.grade import Grade, Grader
+from burnish.core.grade import SKIPPED_BY_GATE, Grade, Grader
 from burnish.core.outcome import COMPLETED
 from burnish.core.task import Task
 from burnish.core.text import cap_text, clean_text
 from burnish.core.trajectory import Trajectory
 from burnish.graders.isolation import Worker, WorkerFailure
+from burnish.graders.node import GraderNode, as_nodes, running_order
 from burnish.graders.wire import grade_from_json, grader_reference, task_to_json, trajectory_to_json
 
 MAX_ARBITRATIONS = 16
+SKIPPED_UNGRADED = "skipped:ungraded"
+"""Cause of a grade whose grader requires one that could not be given; as unknown as that one."""
+
 _DETAIL_CHARS = 300
 
 Case = tuple[Task, Trajectory]
@@ -32,21 +36,25 @@ async def grade_trajectories(
 ) -> list[tuple[Grade, ...]]:
     """The grades of each trajectory, in order, one for each grader; raises nothing that a grader raised.
 
-    tasks[i] is the task of trajectories[i].  timeout_s bounds one grade, except of graders that keep a deadline of
-    their own (`keeps_deadline`).  A grader that blocks the event loop cannot be interrupted here: one that runs
-    foreign code goes into an `IsolatedGrader`.
+    tasks[i] is the task of trajectories[i].  graders are a graph where some are `GraderNode`s: those that do not need
+    each other run side by side, the others after what they require.  timeout_s bounds one grade, except of nodes and
+    graders that keep a deadline of their own (`keeps_deadline`).  A grader that blocks the event loop cannot be
+    interrupted here: one that runs foreign code goes into an `IsolatedGrader`.
 
-    A trajectory that may not carry reward is not graded (cause "excluded:...").  A grader that raises or runs out of
-    time gives no score (cause "grader_error:..." or "grader_timeout"), unless `arbitrate` proves that the model is at
-    fault.  At most 16 failures of a call are arbitrated; the others stay without a score.
+    A trajectory that may not carry reward is not graded (cause "excluded:...").  What hangs on a closed gate is skipped
+    (cause "skipped:gate"), what requires a grade that could not be given is too ("skipped:ungraded").  A grader that
+    raises or runs out of time gives no score (cause "grader_error:..." or "grader_timeout"), unless `arbitrate` proves
+    that the model is at fault.  At most 16 failures of a call are arbitrated; the others stay without a score.
+    Raises ConfigError where the graders do not make a graph.
     """
     cases = list(zip(tasks, trajectories, strict=True))
-    rows = await asyncio.gather(*(_grade_all(case, graders, timeout_s) for case in cases))
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    for grader, grades in zip(graders, columns, strict=False):
-        if any(_is_failure(grade) for grade in grades):
-            await asyncio.to_thread(_arbitrate_all, grader, cases, grades, timeout_s)
-    return list(zip(*columns, strict=True)) if columns else [() for _ in cases]
+    nodes = as_nodes(graders)
+    columns: dict[str, asyncio.Task[list[Grade]]] = {}
+    for node in running_order(nodes):
+        required = [(other, columns[other.name]) for other in nodes if other.name in node.requires]
+        columns[node.name] = asyncio.create_task(_grade_column(node, cases, required, timeout_s))
+    done = await asyncio.gather(*(columns[node.name] for node in nodes))
+    return list(zip(*done, strict=True)) if done else [() for _ in cases]
 
 
 def arbitrate(
@@ -83,14 +91,53 @@ def _verdict(again: Grade | WorkerFailure, failure: Grade) -> Grade:
     return _noted(dataclasses.replace(failure, score=0.0, cause=f"model:{failure.cause}"), "repeated")
 
 
-def _arbitrate_all(grader: Grader, cases: Sequence[Case], grades: list[Grade], timeout_s: float) -> None:
+async def _grade_column(
+    node: GraderNode,
+    cases: Sequence[Case],
+    required: Sequence[tuple[GraderNode, asyncio.Task[list[Grade]]]],
+    timeout_s: float,
+) -> list[Grade]:
+    """The node's grade of each case, once all that it requires has judged; its failures are arbitrated."""
+    allowed_s = timeout_s if node.timeout_s is None else node.timeout_s
+    judged = [(other, await column) for other, column in required]
+    slots = asyncio.Semaphore(node.parallel or getattr(node.grader, "parallel", 0) or max(1, len(cases)))
+
+    async def graded(index: int) -> Grade:
+        skipped = _skipped(node, cases[index], [(other, column[index]) for other, column in judged])
+        if skipped is not None:
+            return skipped
+        async with slots:
+            return await _grade_one(cases[index], node, allowed_s)
+
+    grades = list(await asyncio.gather(*(graded(index) for index in range(len(cases)))))
+    if any(_is_failure(grade) for grade in grades):
+        await asyncio.to_thread(_arbitrate_all, node, cases, grades, allowed_s)
+    return grades
+
+
+def _skipped(node: GraderNode, case: Case, required: Sequence[tuple[GraderNode, Grade]]) -> Grade | None:
+    """The grade of a node that does not judge this case: excluded, behind a closed gate, or without what it needs."""
+    outcome = case[1].outcome
+    if not outcome.may_carry_reward:
+        return _no_score(node, f"excluded:{outcome.label}")
+    for other, grade in required:
+        if grade.is_skipped:
+            return _no_score(node, SKIPPED_BY_GATE, evidence=grade.evidence)
+        if grade.score is not None and not other.is_open(grade):
+            evidence = {"gate": other.name, "score": grade.score, "opens_at": other.gate}
+            return _no_score(node, SKIPPED_BY_GATE, evidence=evidence)
+    missing = [(other.name, grade.cause) for other, grade in required if grade.score is None]
+    return _no_score(node, SKIPPED_UNGRADED, evidence=dict(missing)) if missing else None
+
+
+def _arbitrate_all(node: GraderNode, cases: Sequence[Case], grades: list[Grade], timeout_s: float) -> None:
     """Replace the first failures in `grades` by what arbitration makes of them."""
     failed = [index for index, grade in enumerate(grades) if _is_failure(grade)][:MAX_ARBITRATIONS]
     good = _known_good(cases, grades, failed[0])
     if good is not None:
         failures = [(cases[index], grades[index]) for index in failed]
-        for index, grade in zip(failed, arbitrate(grader, failures, good, timeout_s=timeout_s), strict=True):
-            grades[index] = grade
+        for index, grade in zip(failed, arbitrate(node.grader, failures, good, timeout_s=timeout_s), strict=True):
+            grades[index] = dataclasses.replace(grade, grader=node.name)
 
 
 def _fresh(worker: Worker, reference: dict[str, Any], case: Case, timeout_s: float) -> Grade | WorkerFailure:
@@ -101,28 +148,18 @@ def _fresh(worker: Worker, reference: dict[str, Any], case: Case, timeout_s: flo
         return error
 
 
-async def _grade_all(case: Case, graders: Sequence[Grader], timeout_s: float) -> list[Grade]:
-    return [await _grade_one(case, grader, timeout_s) for grader in graders]
-
-
-async def _grade_one(case: Case, grader: Grader, timeout_s: float) -> Grade:
+async def _grade_one(case: Case, node: GraderNode, timeout_s: float) -> Grade:
     """One grade, or the reason why there is none; the error boundary itself."""
-    task, trajectory = case
-    if not trajectory.outcome.may_carry_reward:
-        return _no_score(grader, f"excluded:{trajectory.outcome.label}")
     started_s = time.perf_counter()
-    allowed_s = None if getattr(grader, "keeps_deadline", False) else timeout_s
-    clock = asyncio.timeout(allowed_s)
+    clock = asyncio.timeout(None if getattr(node.grader, "keeps_deadline", False) else timeout_s)
     try:
         async with clock:
-            grade = await grader.grade(task, trajectory)
-        if not isinstance(grade, Grade):
-            raise TypeError(f"grade() of {grader.name} returned {type(grade).__name__}, not a Grade")
+            grade = await node.grade(*case)
         return dataclasses.replace(grade, cost_s=time.perf_counter() - started_s)
     except Exception as error:  # noqa: BLE001 - the boundary of graders: any failure becomes a grade with its cause
         cause = "grader_timeout" if clock.expired() else _cause(error)
         detail = clean_text(cap_text(f"{type(error).__name__}: {error}", _DETAIL_CHARS)[0])
-        return _no_score(grader, cause, detail, time.perf_counter() - started_s)
+        return _no_score(node, cause, {"detail": detail}, time.perf_counter() - started_s)
 
 
 def _cause(error: Exception) -> str:
@@ -130,9 +167,10 @@ def _cause(error: Exception) -> str:
     return "grader_timeout" if kind in ("timeout", "TimeoutError") else f"grader_error:{kind}"
 
 
-def _no_score(grader: Grader, cause: str, detail: str = "", cost_s: float = 0.0) -> Grade:
-    evidence = {"detail": detail} if detail else {}
-    return Grade(grader=grader.name, version=grader.version, score=None, cause=cause, evidence=evidence, cost_s=cost_s)
+def _no_score(node: GraderNode, cause: str, evidence: Mapping[str, Any] | None = None, cost_s: float = 0.0) -> Grade:
+    return Grade(
+        grader=node.name, version=node.version, score=None, cause=cause, evidence=evidence or {}, cost_s=cost_s
+    )
 
 
 def _is_failure(grade: Grade) -> bool:

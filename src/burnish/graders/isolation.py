@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from burnish.core.errors import BurnishError
@@ -112,6 +113,33 @@ class Worker:
         code = process.poll()
         _reap(process, self._owner_pid)
         return code
+
+
+class Workers:
+    """A few `Worker`s that share the calls; each starts when the others are busy.
+
+    `Workers(preload="burnish.graders.mathematics:warm_up", size=2)`; `threads` runs as many callers at a time.
+    """
+
+    def __init__(self, preload: str = "", size: int = 1) -> None:
+        self._idle = [Worker(preload) for _ in range(size)]
+        self._all = tuple(self._idle)
+        self._free = threading.Semaphore(size)
+        self.threads = ThreadPoolExecutor(size, thread_name_prefix="grader")
+
+    def call(self, function: str, arguments: Mapping[str, Any], *, timeout_s: float) -> Any:
+        """As `Worker.call`, on the next that is free, the last one used first."""
+        with self._free:
+            worker = self._idle.pop()
+            try:
+                return worker.call(function, arguments, timeout_s=timeout_s)
+            finally:
+                self._idle.append(worker)
+
+    def close(self) -> None:
+        """End the processes; a later call starts new ones."""
+        for worker in self._all:
+            worker.close()
 
 
 def ready() -> bool:

@@ -3,46 +3,106 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from burnish.core.errors import ConfigError
 from burnish.core.grade import Grader
 from burnish.graders.function import FunctionGrader
-from burnish.graders.reasoning import ReasoningGymGrader
-from burnish.graders.rules import ChoiceGrader, ExactGrader, NumericGrader, RewardGrader, StateGrader
 
-GRADERS: dict[str, Callable[[], Grader]] = {
-    "exact": ExactGrader,
-    "choice": ChoiceGrader,
-    "numeric": NumericGrader,
-    "last_number": lambda: NumericGrader(take="last"),
-    "state": StateGrader,
-    "get_reward": RewardGrader,
-    "reasoning_gym": ReasoningGymGrader,
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Where a grader of a name is: imported when it is asked for.  `Known("rules", "ExactGrader")`"""
+
+    module: str
+    attribute: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+GRADERS: dict[str, Known] = {
+    "exact": Known("rules", "ExactGrader"),
+    "choice": Known("rules", "ChoiceGrader"),
+    "numeric": Known("rules", "NumericGrader"),
+    "last_number": Known("rules", "NumericGrader", {"take": "last"}),
+    "state": Known("rules", "StateGrader"),
+    "get_reward": Known("rules", "RewardGrader"),
+    "reasoning_gym": Known("reasoning", "ReasoningGymGrader"),
+    "math": Known("mathematics", "MathGrader"),
+    "json_schema": Known("json_schema", "JsonSchemaGrader"),
+    "sql": Known("sql", "SqlGrader"),
+    "tables": Known("state", "TablesGrader"),
+    "files": Known("state", "FilesGrader"),
+    "calls": Known("calls", "CallsGrader"),
+    "optimisation": Known("optimisation", "OptimisationGrader"),
+    "wer": Known("speech", "SpeechGrader", {"unit": "word"}),
+    "cer": Known("speech", "SpeechGrader", {"unit": "character"}),
 }
+"""Graders by the name that a task, an environment or a graph calls them by."""
+
+RESOURCES = ("sandbox", "artefact", "judge")
+"""Arguments of graders that are handed to them by whoever makes them, not written in a file."""
 
 
-def make_grader(reference: str | Grader | Callable[..., Any]) -> Grader:
-    """The grader of a name; a grader as it is; a function (task, trajectory) -> score, wrapped.
+def make_grader(
+    reference: str | Grader | Callable[..., Any],
+    options: Mapping[str, Any] | None = None,
+    *,
+    resources: Mapping[str, Any] | None = None,
+) -> Grader:
+    """The grader of a name or class, made with `options`; a grader as it is; a function (task, trajectory) -> score,
+    wrapped.
 
-    Raises ConfigError, with a suggestion, for a name that is not known, and for anything that cannot grade.
+    resources: by name (`RESOURCES`), given to graders whose constructor has an argument of that name.
+    Raises ConfigError, with a suggestion, for a name that is not known, options that do not fit, a resource that is
+    needed and missing, and for anything that cannot grade.
 
-    >>> make_grader("exact").name
-    'exact'
+    >>> make_grader("exact").name, make_grader("numeric", {"tolerance": 0.5}).tolerance
+    ('exact', 0.5)
     """
     if isinstance(reference, str):
         if reference not in GRADERS:
             close = difflib.get_close_matches(reference, GRADERS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(GRADERS)}"
             raise ConfigError(f"unknown grader {reference!r}; {hint}")
-        return GRADERS[reference]()
+        known = GRADERS[reference]
+        kind = getattr(importlib.import_module(f"burnish.graders.{known.module}"), known.attribute)
+        return _made(reference, kind, {**known.options, **(options or {})}, resources or {})
     if inspect.isclass(reference):
-        raise ConfigError(f"{reference.__name__} is a class; name a grader that is made: {reference.__name__}()")
+        if options is None:
+            raise ConfigError(f"{reference.__name__} is a class; name a grader that is made: {reference.__name__}()")
+        return _made(reference.__name__, reference, options, resources or {})
+    if options:
+        raise ConfigError(f"{reference!r} takes no options, got {dict(options)}; options go to classes of graders")
     if not inspect.isroutine(reference):
-        missing = [name for name in ("name", "version", "grade") if not hasattr(reference, name)]
-        if missing:
-            raise ConfigError(f"{reference!r} is no grader: it has no {', '.join(missing)}")
-        return reference  # type: ignore[return-value]
+        return _checked(reference)
     return FunctionGrader(reference)
+
+
+def _made(name: str, kind: Callable[..., Any], options: Mapping[str, Any], resources: Mapping[str, Any]) -> Grader:
+    parameters = inspect.signature(kind).parameters
+    unknown = [option for option in options if option not in parameters or option in RESOURCES]
+    if unknown:
+        allowed = [parameter for parameter in parameters if parameter not in RESOURCES]
+        close = difflib.get_close_matches(unknown[0], allowed, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it takes: {', '.join(allowed) or 'none'}"
+        raise ConfigError(f"grader {name} has no option {unknown[0]!r}; {hint}")
+    given = {key: resources[key] for key in RESOURCES if key in parameters and resources.get(key) is not None}
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in options and key not in given:
+            wanted = f"a {key} handed in, and there is none" if key in RESOURCES else f"a value for its option {key}"
+            raise ConfigError(f"grader {name} needs {wanted}")
+    try:
+        return _checked(kind(**options, **given))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"grader {name} cannot be made with options {dict(options)}: {error}") from error
+
+
+def _checked(grader: Any) -> Grader:
+    missing = [name for name in ("name", "version", "grade") if not hasattr(grader, name)]
+    if missing:
+        raise ConfigError(f"{grader!r} is no grader: it has no {', '.join(missing)}")
+    return grader  # type: ignore[no-any-return]

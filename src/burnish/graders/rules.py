@@ -93,14 +93,21 @@ class RuleGrader:
 
     def judge(self, task: Task, trajectory: Trajectory) -> Grade:
         """The same without waiting: a pure function of its arguments."""
+        return self.unjudged(trajectory) or self.decide(task, final_text(trajectory.answer))
+
+    def unjudged(self, trajectory: Trajectory) -> Grade | None:
+        """The grade of what ended before there was an answer to judge, or is too long to be one; else None."""
         outcome = trajectory.outcome
         if not outcome.may_carry_reward:
             return self.verdict(None, cause=f"excluded:{outcome.label}")
         if outcome.ending is not Ending.COMPLETED:
             return self.verdict(0.0, cause=f"not_completed:{outcome.label}")
-        text = final_text(trajectory.answer[: MAX_ANSWER_CHARS + 1])
         if len(trajectory.answer) > MAX_ANSWER_CHARS:
             return self.verdict(0.0, cause="answer_too_long", evidence={"chars": len(trajectory.answer)})
+        return None
+
+    def decide(self, task: Task, text: str) -> Grade:
+        """The verdict on a final text."""
         score = self.score(task, text)
         if score is None:
             return self.verdict(None, cause="task_cannot_be_judged", evidence={"reference": sorted(task.reference)})
@@ -115,7 +122,7 @@ class RuleGrader:
         return Grade(grader=self.name, version=self.version, score=score, cause=cause, evidence=evidence or {})
 
 
-def _right_answers(task: Task) -> list[str]:
+def right_answers(task: Task) -> list[str]:
     """`reference["answers"]`, each of which is right, else `reference["answer"]`."""
     answers = task.reference.get("answers")
     if isinstance(answers, (list, tuple)) and answers:
@@ -131,7 +138,7 @@ class ExactGrader(RuleGrader):
     name = "exact"
 
     def score(self, task: Task, text: str) -> float | None:
-        right = _right_answers(task)
+        right = right_answers(task)
         return float(normalised(text) in {normalised(answer) for answer in right}) if right else None
 
 
@@ -148,7 +155,7 @@ class NumericGrader(RuleGrader):
     name = "numeric"
 
     def score(self, task: Task, text: str) -> float | None:
-        right = [parse_number(answer) for answer in _right_answers(task)]
+        right = [parse_number(answer) for answer in right_answers(task)]
         if not right or None in right:
             return None
         given = parse_number(text) if self.take == "whole" else last_number(text)
@@ -171,7 +178,7 @@ class ChoiceGrader(RuleGrader):
         if not isinstance(choices, (list, tuple)) or not 1 <= len(choices) <= 26:
             return None
         known = [normalised(str(choice)) for choice in choices]
-        right = {index for answer in _right_answers(task) for index in _chosen(answer, known)}
+        right = {index for answer in right_answers(task) for index in _chosen(answer, known)}
         if not right:
             return None
         chosen = _chosen(text, known)

@@ -17,8 +17,8 @@ from burnish.loop.executor import Arrived, ShardEvent
 from burnish.loop.reinforce import Collected, sampling_params, train_step
 from burnish.loop.session import Session, plan
 from burnish.loop.shard_pool import GroupOrder, PoolSetting, RolledGroup
+from burnish.loop.task_queue import TaskQueue
 from burnish.store.rows import Fate, StoredTrajectory
-from burnish.tasks.cursor import TaskCursor
 
 POLL_S = 1.0
 WAITED_SHARE = 0.1
@@ -26,9 +26,9 @@ WAITED_SHARE = 0.1
 
 
 @contextmanager
-def open_rollouts(session: Session, cursor: TaskCursor, tasks: Sequence[Task]) -> Iterator[AsyncRollouts]:
+def open_rollouts(session: Session, queue: TaskQueue, tasks: Sequence[Task]) -> Iterator[AsyncRollouts]:
     """Rollouts beside the learner until the block ends; what is then still under way is cancelled."""
-    rollouts = AsyncRollouts(session, cursor, tasks)
+    rollouts = AsyncRollouts(session, queue, tasks)
     session.overlapping = True
     try:
         yield rollouts
@@ -40,8 +40,8 @@ def open_rollouts(session: Session, cursor: TaskCursor, tasks: Sequence[Task]) -
 class AsyncRollouts:
     """`rollouts.step()` trains on the next groups that have come in, while others go on."""
 
-    def __init__(self, session: Session, cursor: TaskCursor, tasks: Sequence[Task]) -> None:
-        self._session, self._cursor, self._tasks = session, cursor, tasks
+    def __init__(self, session: Session, queue: TaskQueue, tasks: Sequence[Task]) -> None:
+        self._session, self._queue, self._tasks = session, queue, tasks
         settings, state = session.recipe, session.state
         self._members = settings.rl.group_size + settings.rollout.surplus
         self._dispatcher = Dispatcher(
@@ -129,7 +129,8 @@ class AsyncRollouts:
         # First of all take note of lost workers: what is started on a new one must not be started again.
         self._take_in(self._session.executor.poll(0.0))
         for _ in range(self._dispatcher.room()):
-            self._order(self._dispatcher.start(self._cursor.next(1)[0]))
+            (task,) = self._queue.next(1, step=self._dispatcher.step + 1, knobs=self._session.state.knobs)
+            self._order(self._dispatcher.start(task))
             self._dispatched += self._members
 
     def _order(self, place: Place) -> None:
@@ -201,7 +202,7 @@ class AsyncRollouts:
         """What a checkpoint needs to start again what is under way."""
         state = self._session.state
         state.next_group, state.under_way = self._dispatcher.next_number, self._dispatcher.pending
-        state.task_cursor = self._cursor.state()
+        state.task_cursor = self._queue.state()
 
     def _scalars(self, trajectories: Sequence[Trajectory], requeued: int) -> dict[str, float]:
         version = self._session.state.version

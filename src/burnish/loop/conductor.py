@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from burnish.core.errors import CheckpointError, RunStopped, StoreError
+from burnish.core.finding import Act, Decision
 from burnish.core.hashing import derive_seed
 from burnish.core.served import PolicyServer
 from burnish.core.task import Task
@@ -18,14 +19,18 @@ from burnish.evaluation.heldout import Mode
 from burnish.loop import held_out, reinforce, warm_start
 from burnish.loop.asynchronous import open_rollouts
 from burnish.loop.config import Recipe
+from burnish.loop.go_back import go_back
 from burnish.loop.heap import settled_heap
 from burnish.loop.manifest import check_unchanged, make_manifest, source_notice, stored_recipe
+from burnish.loop.oversight import Oversight
 from burnish.loop.policy import Policy, create_policy, reopen_policy
 from burnish.loop.preflight import bad_rows, check_recipe, check_server
 from burnish.loop.progress import Progress, Watcher, silent
+from burnish.loop.saving import REFERENCE, checkpoint_name, record_checkpoint, save
 from burnish.loop.session import Session
 from burnish.loop.setup import make_executor, make_own_shard, open_world, resolve_workers
 from burnish.loop.state import LoopState
+from burnish.loop.task_queue import TaskQueue
 from burnish.loop.watchdog import Watchdog
 from burnish.loop.worlds import World
 from burnish.store.reader import RunReader
@@ -34,18 +39,12 @@ from burnish.store.writer import RunWriter
 from burnish.tasks.cursor import TaskCursor
 from burnish.training.checkpoint import (
     Checkpoint,
-    CheckpointRef,
-    keep_newest,
     load_checkpoint,
     load_latest,
-    save_checkpoint,
 )
 from burnish.training.model_state import load_model_state, model_state
 from burnish.training.optimizer import Optimizer
-from burnish.training.random_state import capture_random_state, restore_random_state
-
-REFERENCE = "rl-000000"
-FINAL = "final"
+from burnish.training.random_state import restore_random_state
 
 Stop = Callable[[], bool]
 
@@ -125,7 +124,7 @@ def resume_run(
                 writer.supersede_after({"sft": state.sft_step, "rl": state.rl_step, "eval": state.evaluations})
                 if loaded.ref.sha256 not in {row.sha256 for row in RunReader(folder).checkpoints()}:
                     # Killed between the checkpoint and its row.
-                    _record(writer, state, loaded.ref)
+                    record_checkpoint(writer, state, loaded.ref)
                 policy = reopen_policy(recipe, writer.layout.model, base_weights=True)
             writer.event("resumed", f"from {loaded.ref.name if loaded else 'the start'}")
             conduct(recipe, writer, world, policy, state, loaded, Outside(watch=watch, stop=stop, server=server))
@@ -198,6 +197,7 @@ def conduct(
             executor=executor,
             own=own,
             state=state,
+            oversight=Oversight(recipe, world, state),
             watch=watch,
             stop_requested=outside.stop,
         )
@@ -264,26 +264,37 @@ def _sft_phase(session: Session, loaded: Checkpoint | None) -> None:
 def _rl_phase(session: Session, loaded: Checkpoint | None) -> None:
     recipe, state = session.recipe, session.state
     tasks = session.world.tasks("train")
-    cursor = TaskCursor(len(tasks), derive_seed(recipe.run.seed, "rl order"))
+    queue = TaskQueue(tasks, derive_seed(recipe.run.seed, "rl order"))
     session.optimizer = Optimizer(session.policy.model, reinforce.optimizer_spec(recipe.rl))
     if state.task_cursor is not None:
-        cursor.restore(state.task_cursor)
-    if recipe.rl.kl_weight > 0:
+        queue.restore(state.task_cursor)
+    if recipe.keeps_reference:
         _freeze_reference(session)
     if loaded is not None and state.rl_step > 0:
         session.optimizer.restore(loaded.optimizer_state)
-    state.task_cursor = cursor.state()
+    state.task_cursor = queue.state()
     _save_once(session)
     session.sync()
+    while decision := _rl_steps(session, queue, tasks):
+        if decision.act is Act.STOP:
+            if decision.values.get("checkpoint", True):
+                save(session)
+            raise RunStopped("control", decision.reason)
+        go_back(session, queue, decision)
+
+
+def _rl_steps(session: Session, queue: TaskQueue, tasks: Sequence[Task]) -> Decision | None:
+    """Take steps to the end of the recipe, or until control decides otherwise; its decision then."""
+    recipe, state = session.recipe, session.state
     first_s, first_step = time.perf_counter(), state.rl_step
-    with _stepper(session, cursor, tasks) as take_step:
+    with _stepper(session, queue, tasks) as take_step:
         while state.rl_step < recipe.rl.steps:
             session.check_stop()
             scalars = take_step()
             if scalars is None:
                 _save_once(session)
                 continue
-            state.task_cursor = cursor.state()
+            state.task_cursor = queue.state()
             per_step = (time.perf_counter() - first_s) / (state.rl_step - first_step)
             session.tell(
                 "rl",
@@ -293,23 +304,26 @@ def _rl_phase(session: Session, loaded: Checkpoint | None) -> None:
                 tokens_per_s=scalars["rate/sampled_tokens_per_s"],
                 eta_s=per_step * (recipe.rl.steps - state.rl_step),
             )
+            if session.ending is not None:
+                return session.ending
             every = recipe.evaluation.every
             if every and state.rl_step % every == 0 and state.rl_step < recipe.rl.steps:
                 label = f"rl-{state.rl_step:06d}"
                 held_out.evaluate_policy(session, label, mode=Mode.GREEDY, tasks=recipe.evaluation.quick_tasks)
             if state.rl_step % recipe.checkpoint.every == 0 or session.stop_requested():
                 save(session)
+    return None
 
 
 @contextmanager
 def _stepper(
-    session: Session, cursor: TaskCursor, tasks: Sequence[Task]
+    session: Session, queue: TaskQueue, tasks: Sequence[Task]
 ) -> Iterator[Callable[[], dict[str, float] | None]]:
     """How the recipe takes a step: with rollouts of its own, or beside rollouts that go on."""
     if session.recipe.rollout.mode == "sync":
-        yield lambda: reinforce.rl_step(session, cursor, tasks)
+        yield lambda: reinforce.rl_step(session, queue, tasks)
     else:
-        with open_rollouts(session, cursor, tasks) as rollouts:
+        with open_rollouts(session, queue, tasks) as rollouts:
             yield rollouts.step
 
 
@@ -329,31 +343,3 @@ def _freeze_reference(session: Session) -> None:
     load_model_state(model, start.model_state)
     session.executor.freeze_reference()
     load_model_state(model, present)
-
-
-def save(session: Session) -> None:
-    """Write a checkpoint of everything, note it in the store, and delete old ones beyond what the recipe keeps."""
-    state, writer, recipe = session.state, session.writer, session.recipe
-    ref = save_checkpoint(
-        writer.layout.checkpoints,
-        checkpoint_name(state),
-        model_state=model_state(session.policy.model),
-        optimizer_state=session.optimizer.state() if session.optimizer else {},
-        rng=capture_random_state(),
-        state=state.to_json(),
-    )
-    _record(writer, state, ref)
-    kept = frozenset({REFERENCE, FINAL, f"sft-{recipe.warm_start.steps:06d}"})
-    keep_newest(writer.layout.checkpoints, recipe.checkpoint.keep, keep=kept)
-
-
-def _record(writer: RunWriter, state: LoopState, ref: CheckpointRef) -> None:
-    phase, step = ("sft", state.sft_step) if state.phase == "sft" else ("rl", state.rl_step)
-    writer.record_checkpoint(ref.name, phase=phase, step=step, sha256=ref.sha256)
-
-
-def checkpoint_name(state: LoopState) -> str:
-    """Such as "sft-000400", "rl-000020", or "final"."""
-    if state.phase == "done":
-        return FINAL
-    return f"sft-{state.sft_step:06d}" if state.phase == "sft" else f"rl-{state.rl_step:06d}"

@@ -159,6 +159,13 @@ class RLSection(Section):
     )
     baseline: Literal["mean", "leave_one_out"] = "mean"
     scale: Literal["none", "std"] = Field("std", description="divide by the group's standard deviation (GRPO) or not")
+    normalise: Literal["none", "variance", "vl"] = Field(
+        "none",
+        description="weight of a trajectory: 1; 1 / (noise of its source * length^e), both learnt (variance); or "
+        "length^-vl_exponent, unbiased (vl)",
+    )
+    vl_exponent: float = Field(1.0, ge=0, le=1, description="vl alone: how the variance of a trajectory grows")
+    balance_skills: bool = Field(False, description="bring the advantages of every skill (tag) to one scale")
     aggregation: Literal["token", "sequence", "constant"] | None = Field(
         None,
         description="mean over all trained tokens (DAPO), over sequences (GRPO), or a constant length (Dr. GRPO); "
@@ -201,6 +208,19 @@ class RLSection(Section):
     )
 
 
+class StagedSection(Section):
+    """Weights of graders, and preference graders that come in later than verifiable ones."""
+
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="final weight by grader; empty: equal shares of all, all the time"
+    )
+    preference: tuple[str, ...] = Field((), description="graders that wait; held-out success leaves them out")
+    start: float = Field(0.3, ge=0, lt=1, description="share of the RL steps before the first of them counts")
+    end: float | None = Field(
+        None, gt=0, le=1, description="share at which they have their full weight; the ramp between is linear"
+    )
+
+
 class RolloutSection(Section):
     """How episodes are run beside the learner."""
 
@@ -229,6 +249,67 @@ class RolloutSection(Section):
         ge=0,
         description="async: give up groups that a step has waited for so long (dropped, counted); 0: wait",
     )
+
+
+class HealthSection(Section):
+    """What is watched in every RL step, and how strictly; docs/health.md."""
+
+    on: bool = Field(True, description="token streams, their scalars and monitors; costs about 1% of a step")
+    softmax_every: int = Field(
+        10,
+        ge=0,
+        description="steps between those that compute squared score norms (the size of each update); 0: never",
+    )
+    baseline_steps: int = Field(50, ge=10, description="first steps, which the frozen baselines are made of")
+    false_alarms_per_1000: float = Field(
+        0.5, gt=0, description="false alarms in 1000 healthy steps that the monitors are calibrated for, all together"
+    )
+    cooldown_steps: int = Field(20, ge=0, description="how long a monitor is silent after a finding")
+    keep_streams: bool = Field(
+        False, description="store the token streams of every step too (streams/*.parquet), to look at them anew later"
+    )
+
+
+class ControlSection(Section):
+    """What is done about findings; defaults and their reasons in docs/control.md."""
+
+    mode: Literal["off", "dry_run", "act"] = Field(
+        "dry_run", description="dry_run: decisions are written down and change nothing; act: they are carried out"
+    )
+    rungs: tuple[
+        Literal[
+            "mask_tail",
+            "learning_rate",
+            "kl_weight",
+            "post_tool_cap",
+            "near_misses",
+            "curriculum",
+            "rollback",
+            "stop",
+        ],
+        ...,
+    ] = Field((), description="those that may act; empty: all")
+    keep_reference: bool = Field(
+        False,
+        description="keep the policy at the start of RL even where rl.kl_weight is 0, so that the KL weight can be "
+        "raised and the drift be seen; one more forward pass",
+    )
+    quarantine_steps: int = Field(50, ge=0, description="how long tasks of groups that led to a rollback are not drawn")
+    reservoir_groups: int = Field(64, ge=1, description="near-miss groups that are remembered")
+    baseline_steps: int = Field(30, ge=1, description="first steps, which control's own baselines are made of")
+    cooldown_steps: int = Field(8, ge=1, description="steps between two knobs that are turned or let go")
+    release_steps: int = Field(12, ge=1, description="steps of health before a knob is let go")
+    moment_cap: float = Field(0.04, gt=0, description="mask_tail: largest second moment of a slice, nats squared")
+    learning_rate_floor: float = Field(0.1, gt=0, le=1, description="smallest factor on the learning rate")
+    ess_low: float = Field(0.5, gt=0, description="normalised ESS under which near-misses may come")
+    ess_recovered: float = Field(0.8, gt=0, description="normalised ESS above which knobs are let go")
+    kl_weight_cap: float = Field(0.2, gt=0, description="largest KL weight")
+    near_miss_share: float = Field(0.15, gt=0, le=1, description="part of a batch that near-misses may take")
+    heldout_margin: float = Field(0.05, gt=0, description="drop of held-out success that counts as damage")
+    max_rollbacks: int = Field(2, ge=0)
+    rollback_learning_rate: float = Field(0.5, gt=0, le=1, description="factor on the learning rate after a rollback")
+    rollback_hold_steps: int = Field(50, ge=1, description="how long it stays")
+    stop_evaluations: int = Field(3, ge=1, description="evaluations in a row that must show damage before a stop")
 
 
 class SamplerSection(Section):
@@ -295,12 +376,20 @@ class Recipe(Section):
     limits: LimitsSection = LimitsSection()
     warm_start: WarmStartSection = WarmStartSection()
     rl: RLSection = RLSection()
+    staged: StagedSection = StagedSection()
     rollout: RolloutSection = RolloutSection()
     sampler: SamplerSection = SamplerSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     checks: ChecksSection = ChecksSection()
     stop: StopSection = StopSection()
+    health: HealthSection = HealthSection()
+    control: ControlSection = ControlSection()
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the policy at the start of RL is kept, for a KL term or for watching the drift from it."""
+        return self.rl.kl_weight > 0 or self.control.keep_reference
 
 
 FORKABLE_SECTIONS = (
@@ -308,11 +397,14 @@ FORKABLE_SECTIONS = (
     "environment",
     "limits",
     "rl",
+    "staged",
     "rollout",
     "sampler",
     "evaluation",
     "checkpoint",
     "checks",
     "stop",
+    "health",
+    "control",
 )
 """Sections that `fork` may change; the model and the warm start are part of the weights that it starts from."""

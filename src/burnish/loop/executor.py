@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from array import array
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from burnish.core.learning import TrainingSample
 from burnish.core.trajectory import Trajectory
 from burnish.loop.shard import DemonstrationOrder, GradientOrder, Rolled, RolloutOrder, Shard, Share, SyncEcho
 from burnish.loop.shard_pool import GroupOrder, PoolSetting, RolledGroup
+from burnish.loop.step_order import Gradient, Seen, StepOrder
 from burnish.training.gradients import GradientBuffer, load_gradients, sum_in_order, zero_gradients
 
 WATCH_S = 0.5
@@ -81,9 +82,9 @@ class Executor(ABC):
         """Give every shard trajectories to train on, as if it had just rolled them out."""
         self._each("hold", [(part,) for part in parts])
 
-    def begin_step(self, parts: Sequence[Mapping[str, float]], updates: int) -> None:
-        """Make training samples of held trajectories, by id with their advantages, for a step of so many updates."""
-        self._each("begin_step", [(part, updates) for part in parts])
+    def begin_step(self, orders: Sequence[StepOrder]) -> list[Seen]:
+        """Make training samples of held trajectories; what health sees of those that are not trained on."""
+        return self._each("begin_step", [(order,) for order in orders])
 
     def prepare(self, parts: Sequence[Sequence[str]]) -> tuple[float, list[array[float]]]:
         """Choose what the next `gradients` call trains on; the normaliser of the batch, and the loss's surveys."""
@@ -99,12 +100,15 @@ class Executor(ABC):
         shares: list[Share] = self._each("prepare_demonstrations", [(part,) for part in parts])
         return math.fsum(share.normaliser for share in shares)
 
-    def gradients(self, order: GradientOrder) -> LossSums:
+    def gradients(self, order: GradientOrder) -> Gradient:
         """Back-propagate what was prepared; the sum over shards is in the model's .grad afterwards."""
-        sums: list[LossSums] = self._each("gradients", [(order,)] * self.size)
+        parts: list[Gradient] = self._each("gradients", [(order,)] * self.size)
         zero_gradients(self._model)
         load_gradients(self._model, sum_in_order(self._flat_gradients()))
-        return LossSums.merge(sums)
+        return Gradient(
+            losses=LossSums.merge([part.losses for part in parts]),
+            seen=tuple(one for part in parts for one in part.seen),
+        )
 
     def check_micro_batches(self, order: GradientOrder, tolerance: float) -> float:
         """Largest relative difference of the prepared gradient between two ways to cut micro-batches."""

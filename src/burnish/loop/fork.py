@@ -10,13 +10,15 @@ import torch
 
 from burnish.core.errors import ConfigError
 from burnish.core.served import PolicyServer
-from burnish.loop.conductor import REFERENCE, Outside, Stop, checkpoint_name, conduct, never, recorded
+from burnish.loop.conductor import Outside, Stop, conduct, never, recorded
 from burnish.loop.config import FORKABLE_SECTIONS, Recipe
+from burnish.loop.knobs import Knobs
 from burnish.loop.manifest import make_manifest, stored_recipe, tasks_hash
 from burnish.loop.policy import reopen_policy
 from burnish.loop.preflight import check_recipe, check_server
 from burnish.loop.progress import Watcher, silent
 from burnish.loop.recipes import apply_overrides, validate
+from burnish.loop.saving import REFERENCE, checkpoint_name
 from burnish.loop.setup import open_world, resolve_workers
 from burnish.loop.state import Ledger, LoopState
 from burnish.store.layout import RunLayout
@@ -68,9 +70,10 @@ def fork_run(
             f"checkpoint {loaded.ref.name} is at RL step {state.rl_step} and rl.steps is {recipe.rl.steps}; "
             f"give a larger one, such as rl.steps={state.rl_step + 40}"
         )
-    if recipe.rl.kl_weight > 0 and state.rl_step > 0 and not (layout.checkpoints / REFERENCE).is_dir():
+    if recipe.keeps_reference and state.rl_step > 0 and not (layout.checkpoints / REFERENCE).is_dir():
         raise ConfigError(
-            f"rl.kl_weight needs the policy at the start of RL, and run {parent.name} no longer has its {REFERENCE}"
+            f"rl.kl_weight and control.keep_reference need the policy at the start of RL, and run {parent.name} no "
+            f"longer has its {REFERENCE}"
         )
     torch.set_num_threads(recipe.run.threads)
     world = open_world(recipe)
@@ -117,6 +120,9 @@ def _state(state: LoopState, recipe: Recipe, before: Recipe) -> LoopState:
     state.next_group, state.under_way = 0, []
     state.recent = []
     state.groups_seen = state.groups_with_signal = 0
+    # Baselines, knobs and remembered groups are those of the parent's recipe.
+    state.health = state.control = state.reservoir = state.normaliser = state.evaluated = None
+    state.knobs, state.marks = Knobs(), []
     if recipe.run.seed != before.run.seed:
         state.task_cursor = None
     return state

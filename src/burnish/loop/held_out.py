@@ -10,7 +10,9 @@ from burnish.core.grade import Grade
 from burnish.core.hashing import derive_seed
 from burnish.core.trajectory import Trajectory
 from burnish.evaluation.heldout import EvalResult, EvalSpec, Mode, evaluation_plans, summarise, to_row
+from burnish.loop.objective import held_out_aggregator
 from burnish.loop.session import Session
+from burnish.loop.state import Evaluated
 from burnish.store.rows import Fate, StepRecord, StoredTrajectory
 
 
@@ -25,7 +27,7 @@ def evaluate_policy(
     spec = EvalSpec(label=label, split=split, mode=mode, seed=seed, temperature=recipe.rl.temperature)
     plans = evaluation_plans(session.world.tasks(split, tasks), spec)
     trajectories, grades, seconds = session.rollout(plans, spec.params, hold=False)
-    rewards = session.world.aggregator.rewards(grades)
+    rewards = held_out_aggregator(recipe, session.world.aggregator).rewards(grades)
     scores = [
         reward if trajectory.outcome.may_carry_reward else None
         for reward, trajectory in zip(rewards, trajectories, strict=True)
@@ -62,6 +64,8 @@ def evaluate_policy(
     state.evaluations += 1
     if split == "heldout" and mode is Mode.GREEDY:
         state.success = result.rate.share
+        if result.rate.n:
+            state.evaluated = Evaluated(step=state.rl_step, success=result.rate.share, episodes=result.rate.n)
     if result.excluded > recipe.stop.max_excluded_share * len(trajectories):
         raise RunStopped("excluded", exclusion_text(trajectories, grades, result.excluded))
     return result

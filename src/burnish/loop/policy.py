@@ -36,6 +36,8 @@ TOKENIZER_TRACES = 600
 BASE_WEIGHTS = "base.safetensors"
 """The frozen weights below the adapters of a model that was built here, not loaded: nobody else has them."""
 
+CALL_MARKS = ("<tool_call>", "</tool_call>")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -47,6 +49,12 @@ class Policy:
     device: torch.device
     dtype: torch.dtype
     pad_id: int
+
+
+def control_ids(policy: Policy) -> frozenset[int]:
+    """Ids of the tokens that open or close a tool call or end a turn; marks that are several tokens are left out."""
+    vocabulary = policy.tokenizer.get_vocab()
+    return frozenset({*policy.renderer.stop_ids, *(vocabulary[mark] for mark in CALL_MARKS if mark in vocabulary)})
 
 
 def create_policy(recipe: Recipe, world: World, folder: Path, watch: Watcher) -> Policy:
@@ -87,7 +95,7 @@ def _announce_plan(recipe: Recipe, world: World, config: Any, device: torch.devi
         context_tokens=limits.max_context_tokens,
         micro_batch_tokens=recipe.checks.max_micro_batch_tokens,
         lora_rank=recipe.model.lora.rank,
-        reference=rl.kl_weight > 0,
+        reference=recipe.keeps_reference,
         processes=workers,
     )
     plan = memory_plan(config, needs, device=device, dtype=pick_dtype(_dtype_name(recipe), device))

@@ -9,6 +9,7 @@ from burnish.algorithms.registry import make_loss
 from burnish.core.errors import ConfigError
 from burnish.core.served import PolicyServer
 from burnish.loop.config import Recipe
+from burnish.loop.objective import check_objective
 from burnish.loop.policy import merged_limits, tiny_spec
 from burnish.loop.program import load_program
 from burnish.loop.setup import loss_settings, token_charge
@@ -35,6 +36,7 @@ def check_recipe(recipe: Recipe, world: World) -> None:
     for setting in loss_settings(recipe).values():
         make_loss(setting.name, setting.options)
     _check_token_cost(recipe, world)
+    check_objective(recipe)
     load_program(recipe.environment.program)
     pick_dtype(recipe.model.dtype, pick_device(recipe.model.device))
     if recipe.model.path:

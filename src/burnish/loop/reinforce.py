@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from random import Random
 
 from burnish.algorithms.advantages import group_advantages
@@ -19,14 +19,17 @@ from burnish.core.trajectory import Trajectory
 from burnish.loop.config import RLSection
 from burnish.loop.held_out import exclusion_text
 from burnish.loop.invariants import check_on_policy
+from burnish.loop.objective import learn_sizes, step_aggregator, trajectory_weights, weighed
 from burnish.loop.session import Session, plan
 from burnish.loop.setup import rl_loss, token_charge
 from burnish.loop.shard import GradientOrder
 from burnish.loop.state import Ledger
+from burnish.loop.step_order import Seen
+from burnish.loop.step_work import Batch, read_near_misses, share_out
+from burnish.loop.task_queue import TaskQueue
 from burnish.rollout.cost import cost_scalars, mean_charge
-from burnish.rollout.group import GroupResult, assemble_groups
+from burnish.rollout.group import assemble_groups
 from burnish.store.rows import Event, Fate, StepRecord, StoredTrajectory
-from burnish.tasks.cursor import TaskCursor
 from burnish.training.failures import NonFiniteLoss
 from burnish.training.optimizer import OptimizerSpec, Schedule
 
@@ -41,18 +44,6 @@ COUNTERS = (
     "cut_results",
 )
 PROGRAM_COUNTERS = ("requests", "refused_requests", "abandoned_requests", "ignored_params")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """A step's groups with everything decided about their members.
-
-    advantages and fates by trajectory id; only trained trajectories have an advantage.
-    """
-
-    groups: Sequence[GroupResult]
-    advantages: Mapping[str, float]
-    fates: Mapping[str, Fate]
 
 
 def optimizer_spec(settings: RLSection) -> OptimizerSpec:
@@ -89,12 +80,12 @@ class Collected:
     scalars: Mapping[str, float] = field(default_factory=dict)
 
 
-def rl_step(session: Session, cursor: TaskCursor, tasks: Sequence[Task]) -> dict[str, float]:
+def rl_step(session: Session, queue: TaskQueue, tasks: Sequence[Task]) -> dict[str, float]:
     """Roll out one step, train on it and commit it; returns its scalars.  Raises as `train_step` does."""
     started = time.perf_counter()
     settings, state = session.recipe.rl, session.state
     step = state.rl_step + 1
-    chosen = [tasks[index] for index in cursor.next(settings.groups)]
+    chosen = [tasks[index] for index in queue.next(settings.groups, step=step, knobs=state.knobs)]
     plans = [
         plan(task, "rl", step, group, sample, session.recipe.run.seed)
         for group, task in enumerate(chosen)
@@ -119,21 +110,24 @@ def train_step(session: Session, collected: Collected, started_s: float) -> dict
     state = session.state
     step, version = state.rl_step + 1, state.version
     batch = decide(session, step, collected.trajectories, collected.grades)
+    seen: list[Seen] = []
     ledger = count(batch.fates, collected)
     scalars = describe(batch, collected.trajectories) | dict(collected.scalars)
     scalars |= {f"episodes/{key}": float(n) for key, n in asdict(ledger).items()}
     scalars["episodes/pending"] = float(collected.under_way)
     learning = time.perf_counter()
     try:
-        scalars |= learn(session, step, batch, fresh=collected.fresh)
+        scalars |= learn(session, step, batch, seen, fresh=collected.fresh)
     except (RunStopped, InvariantViolation) as error:
         _commit_failed(session, step, version, batch, scalars, error)
         raise
-    ended = time.perf_counter()
+    learned = time.perf_counter()
+    observed = session.oversight.observe(step, seen, scalars, batch.groups)
+    scalars |= observed.scalars
     scalars |= {
-        "time/step_s": ended - started_s,
+        "time/step_s": time.perf_counter() - started_s,
         "time/rollout_s": collected.wait_s,
-        "time/learn_s": ended - learning,
+        "time/learn_s": learned - learning,
         "rate/sampled_tokens_per_s": scalars["tokens/sampled"] / max(collected.wait_s, 1e-9),
     }
     session.writer.commit_step(
@@ -143,10 +137,15 @@ def train_step(session: Session, collected: Collected, started_s: float) -> dict
             policy_version=state.version,
             rows=[*stored_rows(batch, step, version), *collected.dropped],
             scalars=scalars,
+            events=observed.events,
+            streams=observed.streams,
         )
     )
     _account(session, ledger, batch, collected.under_way)
     state.rl_step = step
+    learn_sizes(state, batch.trained, batch.weights, observed.sizes)
+    session.oversight.carry_out(observed)
+    session.ending = observed.ending
     _stop_if_hopeless(session, collected.trajectories, collected.grades, ledger)
     return scalars
 
@@ -156,7 +155,8 @@ def decide(
 ) -> Batch:
     """Groups, rewards, advantages and the fate of every trajectory."""
     settings = session.recipe.rl
-    groups = assemble_groups(trajectories, grades, session.world.aggregator, token_charge(session.recipe))
+    aggregator = step_aggregator(session.recipe, session.world.aggregator, step)
+    groups = assemble_groups(trajectories, grades, aggregator, token_charge(session.recipe))
     rewards = [list(group.rewards_G) for group in groups]
     if settings.shuffle_rewards:
         rewards = _shuffled(rewards, derive_seed(session.recipe.run.seed, "shuffle", step))
@@ -176,7 +176,9 @@ def decide(
                 advantages[trajectory.id] = advantage
             else:
                 fates[trajectory.id] = Fate.FILTERED
-    return Batch(groups=groups, advantages=advantages, fates=fates)
+    batch = Batch(groups=groups, advantages=advantages, fates=fates)
+    weights = trajectory_weights(session.recipe, session.state, batch.trained)
+    return replace(batch, advantages=weighed(session.recipe, advantages, weights, batch.trained), weights=weights)
 
 
 def _shuffled(rewards: Sequence[list[float | None]], seed: int) -> list[list[float | None]]:
@@ -187,10 +189,11 @@ def _shuffled(rewards: Sequence[list[float | None]], seed: int) -> list[list[flo
     return [[None if reward is None else next(values) for reward in group] for group in rewards]
 
 
-def learn(session: Session, step: int, batch: Batch, *, fresh: bool) -> dict[str, float]:
+def learn(session: Session, step: int, batch: Batch, seen: list[Seen], *, fresh: bool) -> dict[str, float]:
     """Back-propagate the trained members, step the optimizer, prove that the samplers follow.
 
-    fresh: the samples are the present policy's own, so that their ratio must be 1.
+    seen: is given what the shards saw for health, in an order that does not depend on timing.  fresh: the samples are
+    the present policy's own, so that their ratio must be 1.
     """
     settings, state = session.recipe.rl, session.state
     figures: dict[str, float] = {
@@ -201,10 +204,11 @@ def learn(session: Session, step: int, batch: Batch, *, fresh: bool) -> dict[str
     }
     total = LossSums()
     loss = rl_loss(session.recipe)
-    parts = _parts(session, batch)
-    session.executor.begin_step(
-        [{key: batch.advantages[key] for keys in part for key in keys} for part in parts], settings.updates
-    )
+    replayed = read_near_misses(session, step)
+    work = share_out(session, step, batch, replayed)
+    parts = work.parts
+    seen += session.executor.begin_step(work.orders)
+    figures |= work.scalars
     for update in range(settings.updates):
         normaliser, surveys = session.executor.prepare([part[update] for part in parts])
         if normaliser <= 0:
@@ -215,29 +219,22 @@ def learn(session: Session, step: int, batch: Batch, *, fresh: bool) -> dict[str
         if update == 0 and (state.rl_step == 0 or step % session.recipe.checks.every == 0):
             tolerance = session.micro_batch_tolerance
             figures["check/micro_batch"] = session.executor.check_micro_batches(order, tolerance)
-        sums = session.executor.gradients(order)
+        gradient = session.executor.gradients(order)
+        sums = gradient.losses
+        seen += gradient.seen
         if update == 0:
             largest = sums.maxima["log_ratio_behaviour_abs_nats"]
             figures["check/ratio_nats"] = largest
-            if fresh:
+            if fresh and not replayed:
                 check_on_policy(largest, session.tolerance, step)
         total = LossSums.merge([total, sums])
         session.pause()
         figures |= session.step_optimizer()
         figures["check/canary_nats"] = session.sync()
     figures["policy_version"] = float(state.version)
+    if session.oversight.acts:
+        figures["control/tail_masked_tokens"] = float(sum(one.masked_tokens for one in seen))
     return figures | total.metrics()
-
-
-def _parts(session: Session, batch: Batch) -> list[list[list[str]]]:
-    """Trained trajectories by shard and update: shard s holds the groups that `deal_plans` gave it, and update u of U
-    takes every U-th group."""
-    updates, size = session.recipe.rl.updates, session.executor.size
-    parts: list[list[list[str]]] = [[[] for _ in range(updates)] for _ in range(size)]
-    for index, group in enumerate(batch.groups):
-        trained = [t.id for t in group.trajectories if t.id in batch.advantages]
-        parts[index % size][index % updates] += trained
-    return parts
 
 
 def count(fates: Mapping[str, Fate], collected: Collected) -> Ledger:

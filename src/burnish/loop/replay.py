@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import ChainMap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from burnish.loop.manifest import stored_recipe
 from burnish.loop.policy import Policy, reopen_policy
 from burnish.loop.setup import make_own_shard, open_world, rl_loss
 from burnish.loop.shard import GradientOrder
+from burnish.loop.step_order import StepOrder
+from burnish.rollout.streams import Judgement
 from burnish.store.layout import RunLayout
 from burnish.store.reader import RunReader
 from burnish.store.rows import Fate, StoredTrajectory
@@ -98,7 +99,7 @@ def _nearest(layout: RunLayout, step: int) -> CheckpointRef:
 
 
 def _load_reference(recipe: Recipe, policy: Policy, executor: Executor, layout: RunLayout) -> None:
-    if recipe.rl.kl_weight > 0:
+    if recipe.keeps_reference:
         start = load_checkpoint(layout.checkpoints, "rl-000000", repair=False)
         load_model_state(policy.model, start.model_state)
         executor.freeze_reference()
@@ -112,19 +113,23 @@ def _one_step(recipe: Recipe, executor: Executor, optimizer: Optimizer, rows: Se
     members = list(groups.values())
     size, updates = executor.size, recipe.rl.updates
     executor.hold([[row.trajectory for group in members[shard::size] for row in group] for shard in range(size)])
-    parts: list[list[dict[str, float]]] = [[{} for _ in range(updates)] for _ in range(size)]
+    parts: list[list[list[str]]] = [[[] for _ in range(updates)] for _ in range(size)]
+    judgements: list[dict[str, Judgement]] = [{} for _ in range(size)]
     for index, group in enumerate(members):
         for row in group:
             if row.fate is Fate.TRAINED and row.advantage is not None:
-                parts[index % size][index % updates][row.trajectory.id] = row.advantage
-    executor.begin_step([dict(ChainMap(*part)) for part in parts], updates)
+                parts[index % size][index % updates].append(row.trajectory.id)
+                judgements[index % size][row.trajectory.id] = Judgement(advantage=row.advantage)
     total, loss, version = 0.0, rl_loss(recipe), rows[0].policy_version
+    executor.begin_step(
+        [StepOrder(step=rows[0].step, version=version, updates=updates, judgements=given) for given in judgements]
+    )
     for update in range(updates):
-        normaliser, surveys = executor.prepare([list(part[update]) for part in parts])
+        normaliser, surveys = executor.prepare([part[update] for part in parts])
         if normaliser > 0:
             order = GradientOrder(
                 phase="rl", normaliser=normaliser, version=version + update, trust_limit=loss.trust_limit(surveys)
             )
-            total += executor.gradients(order).sums["loss"]
+            total += executor.gradients(order).losses.sums["loss"]
             optimizer.step()
     return total

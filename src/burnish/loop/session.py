@@ -6,12 +6,13 @@ import asyncio
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from burnish.core.errors import RunStopped
+from burnish.core.finding import Decision
 from burnish.core.grade import Grade
 from burnish.core.hashing import derive_seed
 from burnish.core.sampling import SamplingParams
@@ -25,6 +26,7 @@ from burnish.loop.invariants import (
     check_freshness,
     largest_difference,
 )
+from burnish.loop.oversight import Oversight
 from burnish.loop.policy import Policy
 from burnish.loop.progress import Progress, Watcher
 from burnish.loop.shard import RolloutOrder, Shard
@@ -45,6 +47,7 @@ class Session:
 
     own: a shard on the conductor's model, for scores that the shards' samplers are compared with.  canary: prompts
     whose log-probabilities are compared after every weight update.  overlapping: episodes run beside the learner.
+    ending: what control decided in the newest step that takes the run out of its course.
     """
 
     recipe: Recipe
@@ -54,12 +57,14 @@ class Session:
     executor: Executor
     own: Shard
     state: LoopState
+    oversight: Oversight
     watch: Watcher
     stop_requested: Callable[[], bool]
     optimizer: Optimizer | None = None
     overlapping: bool = False
     canary: tuple[array[int], ...] = ()
     tolerance: float = FLOAT32_TOLERANCE
+    ending: Decision | None = None
     started_s: float = field(default_factory=time.perf_counter)
 
     @property
@@ -96,6 +101,9 @@ class Session:
         """Apply the gradients and count the version; samplers hear of it in `sync`."""
         if self.optimizer is None:
             raise RunStopped("no_optimizer", "a phase was entered without an optimizer")
+        if self.state.phase == "rl":
+            rate = self.recipe.rl.lr * self.state.knobs.learning_rate
+            self.optimizer.spec = replace(self.optimizer.spec, learning_rate=rate)
         done = self.optimizer.step()
         self.state.version += 1
         return {"lr": done.learning_rate, "grad_norm": done.grad_norm}

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from burnish.algorithms.loss import LossSums
 from burnish.algorithms.registry import make_loss
 from burnish.core.errors import InvariantViolation
 from burnish.core.grade import Grade
@@ -27,9 +26,11 @@ from burnish.core.trajectory import Trajectory
 from burnish.environments.hosted import HostPool
 from burnish.graders.boundary import grade_trajectories
 from burnish.loop.invariants import audit_tokens, check_round_trip
-from burnish.loop.policy import Policy, fit_limits
+from burnish.loop.policy import Policy, control_ids, fit_limits
 from burnish.loop.served import ServedSampler
 from burnish.loop.shard_pool import Deliver, GroupOrder, PoolSetting, RolledGroup, ShardPool
+from burnish.loop.shard_step import Samples, ShardStep
+from burnish.loop.step_order import Gradient, Seen, StepOrder
 from burnish.loop.worlds import World, mistaken_expert
 from burnish.policies.sampler import EmbeddedSampler, weight_checksum
 from burnish.rollout.episode import EpisodePlan
@@ -37,9 +38,10 @@ from burnish.rollout.pool import EpisodePool, FinishedGroup, Roll, episode_roll
 from burnish.rollout.programs import Program, program_roll, run_programs
 from burnish.rollout.proxy import CaptureServer
 from burnish.rollout.runner import run_episodes, run_scripted
-from burnish.rollout.samples import training_samples
+from burnish.rollout.streams import ControlTokens
 from burnish.training.gradients import flatten_gradients, zero_gradients
 from burnish.training.learner import Learner
+from burnish.training.token_record import TokenRecord
 
 CANARY_TOKENS = 4
 ROUND_TRIPS = 4
@@ -156,8 +158,11 @@ class Shard:
         if served is not None:
             served.context_tokens = self._limits.max_context_tokens
         self._held: dict[str, Trajectory] = {}
-        self._samples: dict[str, list[TrainingSample]] = {}
+        self._control = ControlTokens(control_ids(policy))
+        self._step: ShardStep | None = None
+        self._samples: Samples = {}
         self._batch: list[TrainingSample] = []
+        self._batch_ids: tuple[str, ...] = ()
         self._demonstrations: list[TrainingSample] = []
         self._learners: dict[str, Learner] = {}
         self._reference: Any = None
@@ -314,20 +319,27 @@ class Shard:
         on, from the store for a replay."""
         self._held = {trajectory.id: trajectory for trajectory in trajectories}
 
-    def begin_step(self, advantages: Mapping[str, float], updates: int) -> None:
-        """Make the training samples of held trajectories for a step of so many updates.
+    def begin_step(self, order: StepOrder) -> Seen:
+        """Make the training samples of held trajectories, and tell what health sees of those that are not trained on.
 
         Scores them under the present weights, the proximal policy, where the loss needs that.
         """
         learner = self._learner("rl")
-        samples = {key: training_samples(self._held[key], advantage) for key, advantage in advantages.items()}
-        if learner.loss.needs_proximal(updates):
-            scored = iter(learner.with_proximal([sample for group in samples.values() for sample in group]))
-            samples = {key: [next(scored) for _ in group] for key, group in samples.items()}
-        self._samples = samples
+        self._set_kl_weight(learner, order.knobs.kl_weight)
+        self._step = ShardStep(order, self._held, self._control)
+        self._samples = self._step.make_samples(learner)
+        return self._step.see_untrained()
+
+    def _set_kl_weight(self, learner: Learner, weight: float | None) -> None:
+        setting = self._losses["rl"]
+        options = setting.options if weight is None else {**setting.options, "kl_weight": weight}
+        learner.loss = make_loss(setting.name, options)
 
     def prepare(self, trajectory_ids: Sequence[str]) -> Share:
         """Choose what the next update trains on, in this order."""
+        self._batch_ids = tuple(trajectory_ids)
+        if self._step is not None:
+            self._samples |= self._step.without_tails(trajectory_ids, self._samples, self._learner("rl"))
         self._batch = [sample for key in trajectory_ids for sample in self._samples[key]]
         loss = self._learner("rl").loss
         return Share(normaliser=loss.normaliser(self._batch), survey=loss.survey(self._batch))
@@ -341,11 +353,18 @@ class Shard:
         self._batch = [self._demonstrations[index] for index in indices]
         return Share(normaliser=self._learner("sft").normaliser(self._batch), survey=array("d"))
 
-    def gradients(self, order: GradientOrder) -> LossSums:
+    def gradients(self, order: GradientOrder) -> Gradient:
         """Add the gradient of what was prepared into the model's .grad."""
-        return self._learner(order.phase).accumulate(
-            self._batch, order.normaliser, version=order.version, trust_limit=order.trust_limit
+        step = self._step if order.phase == "rl" else None
+        record = None
+        if step is not None and step.order.names is not None:
+            record = TokenRecord(score_norm=step.order.score_norm)
+        losses = self._learner(order.phase).accumulate(
+            self._batch, order.normaliser, version=order.version, trust_limit=order.trust_limit, record=record
         )
+        if step is None or record is None:
+            return Gradient(losses=losses)
+        return Gradient(losses=losses, seen=(step.see_trained(self._batch_ids, self._samples, record),))
 
     def use_reference(self, weights: Sequence[torch.Tensor]) -> None:
         """Make these weights, in the order of the model's parameters, the reference of the KL term; none with LoRA,

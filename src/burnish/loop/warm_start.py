@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from random import Random
 
-from burnish.algorithms.loss import LossSums
 from burnish.core.errors import ConfigError
 from burnish.core.grade import Grade
 from burnish.core.hashing import derive_seed
@@ -163,8 +162,8 @@ def _step(session: Session, cursor: TaskCursor) -> dict[str, float]:
     indices = cursor.next(session.recipe.warm_start.batch_size)
     parts = [indices[shard::size] for shard in range(size)]
     normaliser = session.executor.prepare_demonstrations(parts)
-    sums: LossSums = session.executor.gradients(GradientOrder(phase="sft", normaliser=normaliser))
-    figures = sums.metrics() | session.step_optimizer()
+    losses = session.executor.gradients(GradientOrder(phase="sft", normaliser=normaliser)).losses
+    figures = losses.metrics() | session.step_optimizer()
     return figures | {"time/step_s": time.perf_counter() - started}
 
 

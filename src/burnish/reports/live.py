@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,13 +21,16 @@ HOSTS = ("127.0.0.1", "localhost")
 """Names in the Host header that are answered.  Any other name was made to point here by somebody else's DNS."""
 _IDLE_S = 30.0
 
+MetricsPage = Callable[[Path], tuple[bytes, str]]
+"""What /metrics answers for a run, and its content type; handed in, since it is somebody else's format."""
+
 
 class LiveServer:
     """Serves one run on 127.0.0.1; bound when made, answers within `serve_forever` or after `start`."""
 
-    def __init__(self, run_dir: Path | str, port: int = 0) -> None:
+    def __init__(self, run_dir: Path | str, port: int = 0, *, metrics: MetricsPage | None = None) -> None:
         try:
-            self._server = _Server(RunData(run_dir), port)
+            self._server = _Server(RunData(run_dir), port, metrics)
         except (OSError, OverflowError) as error:
             raise ConfigError(
                 f"port {port} of 127.0.0.1 cannot be used: {error}; choose another, or 0 for any"
@@ -69,25 +72,25 @@ class LiveServer:
         self.close()
 
 
-def serve(run_dir: Path | str, port: int = 0) -> LiveServer:
+def serve(run_dir: Path | str, port: int = 0, *, metrics: MetricsPage | None = None) -> LiveServer:
     """A server for the live page of a run, bound to 127.0.0.1 (port 0: any free one); not yet answering.
 
-    The page follows the run while it goes on, and lists and opens every trajectory.  Raises StoreError where there is
-    no run, ConfigError for a port that cannot be used.
+    The page follows the run while it goes on, and lists and opens every trajectory; `metrics` answers /metrics.
+    Raises StoreError where there is no run, ConfigError for a port that cannot be used.
     """
-    return LiveServer(run_dir, port)
+    return LiveServer(run_dir, port, metrics=metrics)
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, data: RunData, port: int) -> None:
-        self.data = data
+    def __init__(self, data: RunData, port: int, metrics: MetricsPage | None) -> None:
+        self.data, self.metrics = data, metrics
         super().__init__(("127.0.0.1", port), _Handler)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """GET / (page), /api/overview?revision=, /api/trajectories?phase=&step=&..., /api/trajectory?id="""
+    """GET / (page), /api/overview?revision=, /api/trajectories?phase=&step=&..., /api/trajectory?id=, /metrics"""
 
     # One request on each connection: none is left open that would be answered after `close`.
     protocol_version = "HTTP/1.0"
@@ -122,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(data.list(Filter.parse(values)))
         elif path == "/api/trajectory":
             self._send_json(data.trajectory(values.get("id", "")))
+        elif path == "/metrics" and self.server.metrics is not None:
+            self._send(HTTPStatus.OK, *self.server.metrics(data.root))
         else:
             self._send_error(HTTPStatus.NOT_FOUND, "there is no such page")
 

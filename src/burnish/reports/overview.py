@@ -11,6 +11,7 @@ from burnish.core.errors import StoreError
 from burnish.core.outcome import Ending, Limit, Owner
 from burnish.reports.cost import CostReadings, cost_view
 from burnish.reports.headline import headline, title_of
+from burnish.reports.health import health_view, symptoms_of
 from burnish.reports.series import (
     Points,
     Readings,
@@ -21,7 +22,7 @@ from burnish.reports.series import (
     phase_seconds,
 )
 from burnish.store.reader import RunReader
-from burnish.store.rows import EvaluationRow, Fate, RunStatus, StepInfo
+from burnish.store.rows import EvaluationRow, Fate, RunStatus, StepInfo, StoredEvent
 
 MAX_EVENTS = 500
 FLOAT32_TOLERANCE = 1e-4
@@ -52,7 +53,7 @@ def overview(reader: RunReader, readings: Readings, costs: CostReadings) -> dict
     """
     problems: list[str] = []
     status, steps, scalars = reader.status(), reader.steps(), all_scalars(reader)
-    evaluations = reader.evaluations()
+    evaluations, events = reader.evaluations(), reader.events()
     try:
         manifest = reader.manifest()
     except StoreError as error:
@@ -82,7 +83,8 @@ def overview(reader: RunReader, readings: Readings, costs: CostReadings) -> dict
         "reward_band": [readings.intervals.get(step, (None, None)) for step in rl["steps"]],
         "evaluations": [_evaluation(row) for row in evaluations],
         "checks": _checks(scalars["rl"], manifest),
-        "events": _events(reader),
+        "health": health_view(symptoms_of(scalars["rl"], events, evaluations, manifest), events),
+        "events": _events(events),
         "browse": {
             "total": sum(info.n_trajectories for info in steps),
             "steps": _browsable(steps, readings.titles),
@@ -280,7 +282,7 @@ def _tolerance(scalars: Mapping[str, Points], manifest: Mapping[str, Any], key: 
     return FLOAT32_TOLERANCE if is_float32 else None
 
 
-def _events(reader: RunReader) -> list[dict[str, Any]]:
+def _events(events: Sequence[StoredEvent]) -> list[dict[str, Any]]:
     return [
         {
             "kind": event.kind,
@@ -291,7 +293,7 @@ def _events(reader: RunReader) -> list[dict[str, Any]]:
             "attempt": event.attempt,
             "at_s": event.at_s,
         }
-        for event in reader.events()[-MAX_EVENTS:]
+        for event in events[-MAX_EVENTS:]
     ]
 
 

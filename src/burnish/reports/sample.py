@@ -6,28 +6,31 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from burnish.reports.findings import read_findings
 from burnish.reports.trajectories import read_trajectories
 from burnish.store.reader import RunReader
 
 MAX_BYTES = 3_000_000
 """Of all trajectories of a report, as JSON."""
 
-_SHARES = {"rl": 0.6, "eval": 0.2, "failed": 0.1, "sft": 0.1}
+_SHARES = {"found": 0.15, "rl": 0.5, "eval": 0.2, "failed": 0.1, "sft": 0.05}
 _GROUPS_PER_STEP = 8
 _EVALUATIONS = 8
 _PER_SCORE = 3
 _FAILED = 12
+_FOUND = 24
 _DEMONSTRATIONS = 12
 
 
 def choose_sample(reader: RunReader, *, max_bytes: int = MAX_BYTES) -> list[dict[str, Any]]:
     """Whole trajectories of at most `max_bytes` of JSON.
 
-    Groups of the first, the middle and the last RL step (those with signal first), right and wrong episodes of up to
-    eight evaluations, the newest episodes that failed, and some demonstrations.  Raises StoreError where segments
-    cannot be read.
+    Those that findings name, groups of the first, the middle and the last RL step (those with signal first), right and
+    wrong episodes of up to eight evaluations, the newest episodes that failed, and some demonstrations.  Raises
+    StoreError where segments cannot be read.
     """
     chosen = {
+        "found": _found(reader),
         "rl": _from_rl(reader),
         "eval": _from_evaluations(reader),
         "failed": _failed(reader),
@@ -81,6 +84,12 @@ def _from_evaluations(reader: RunReader) -> list[str]:
         "ORDER BY row_number() OVER (PARTITION BY step ORDER BY trajectory_id), step",
         [spread(_steps(reader, "eval"), _EVALUATIONS), _PER_SCORE],
     )
+
+
+def _found(reader: RunReader) -> list[str]:
+    """The trajectories that findings name, those of the newest finding first."""
+    named = [one for finding in reversed(read_findings(reader.events())) for one in finding.trajectory_ids]
+    return list(dict.fromkeys(named))[:_FOUND]
 
 
 def _failed(reader: RunReader) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from burnish.core.kept import KeptSets
 from burnish.core.learning import TrainingSample
@@ -35,15 +35,28 @@ def demonstration_samples(trajectory: Trajectory) -> list[TrainingSample]:
 def _samples(trajectory: Trajectory, advantage: float) -> list[TrainingSample]:
     if not trajectory.is_token_exact:
         raise ValueError(f"{trajectory.id} has actions without token ids; it cannot be trained on")
+    return [
+        _sample(trajectory, [trajectory.nodes[index] for index in path], fresh, advantage)
+        for path, fresh in _paths(trajectory)
+    ]
+
+
+def trained_nodes(trajectory: Trajectory) -> list[int]:
+    """The actions in the order in which the samples train them: that of the nodes, unless the conversation branched."""
+    return [
+        index for path, fresh in _paths(trajectory) for index, is_fresh in zip(path, fresh, strict=True) if is_fresh
+    ]
+
+
+def _paths(trajectory: Trajectory) -> Iterator[tuple[tuple[int, ...], list[bool]]]:
+    """Each path that trains something, and which of its nodes are trained in it."""
     trained: set[int] = set()
-    samples = []
     for leaf in trajectory.leaves():
         path = trajectory.path(leaf)
         fresh = [index not in trained and trajectory.nodes[index].is_action for index in path]
         trained.update(path)
         if any(fresh):
-            samples.append(_sample(trajectory, [trajectory.nodes[index] for index in path], fresh, advantage))
-    return samples
+            yield path, fresh
 
 
 def _sample(trajectory: Trajectory, nodes: Sequence[Node], fresh: Sequence[bool], advantage: float) -> TrainingSample:

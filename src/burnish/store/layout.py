@@ -37,6 +37,11 @@ class RunLayout:
         return self.root / "segments"
 
     @property
+    def streams(self) -> Path:
+        """Token streams of the steps that keep them, one Parquet file each; absent where none does."""
+        return self.root / "streams"
+
+    @property
     def set_aside(self) -> Path:
         """Segments that no step refers to (a writer was killed between segment and commit)."""
         return self.root / "set_aside"

@@ -28,6 +28,7 @@ from burnish.store.rows import (
     TrajectorySummary,
 )
 from burnish.store.segments import decode_segment
+from burnish.store.streams import stream_name
 
 _STEP_COLUMNS = (
     "phase, step, attempt, policy_version, segment, segment_sha256, n_trajectories, n_tokens, committed_at_s, "
@@ -195,6 +196,11 @@ class RunReader:
                 return decode_segment(self._segment_bytes(info)) if info.segment else []
         suffix = "" if attempt is None else f", attempt {attempt},"
         raise StoreError(f"{self.layout.root} has no step {phase}/{step}{suffix}; it has {self._extent()}")
+
+    def stream_files(self, phase: str = "rl") -> list[Path]:
+        """The files of token streams of the steps that count, in the order of the steps; empty where none were kept."""
+        paths = [self.layout.streams / stream_name(phase, info.step, info.attempt) for info in self.steps(phase)]
+        return [path for path in paths if path.is_file()]
 
     def trajectory(self, trajectory_id: str) -> StoredTrajectory:
         """One trajectory by its id.  Raises StoreError where there is none."""

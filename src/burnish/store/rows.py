@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from burnish.core.grade import Grade
+from burnish.core.streams import TokenStream
 from burnish.core.trajectory import Trajectory
 
 PHASES = ("sft", "rl", "eval")
@@ -121,7 +122,7 @@ class StepRecord:
     `StepRecord(phase="rl", step=12, policy_version=53, rows=rows, scalars={"reward/mean": 0.41})`
 
     rows may be empty (then no segment is written).  scalars: any float; NaN is kept as NaN.  policy_version: after
-    the step's update.
+    the step's update.  streams: token streams to keep beside the segment, for health to read again.
     """
 
     phase: str
@@ -131,6 +132,7 @@ class StepRecord:
     scalars: Mapping[str, float] = field(default_factory=dict)
     events: Sequence[Event] = ()
     evaluations: Sequence[EvaluationRow] = ()
+    streams: Sequence[TokenStream] = ()
 
     def __post_init__(self) -> None:
         step_order(self.phase, self.step)

@@ -20,6 +20,7 @@ from burnish.store import control, files
 from burnish.store.layout import RunLayout
 from burnish.store.rows import PHASES, EvaluationRow, Event, RunState, StepInfo, StepRecord, step_order
 from burnish.store.segments import encode_segment, json_text, storable_text
+from burnish.store.streams import encode_streams, stream_name
 
 
 class RunWriter:
@@ -113,6 +114,10 @@ class RunWriter:
             )
             if data:
                 files.write_durably(self.layout.segment(info.segment), data)
+            if record.streams:
+                self.layout.streams.mkdir(exist_ok=True)
+                name = stream_name(record.phase, record.step, attempt)
+                files.write_durably(self.layout.streams / name, encode_streams(record.streams))
             try:
                 with self._transaction() as cursor:
                     _insert_step(cursor, order, info, record)

@@ -23,6 +23,7 @@ from burnish.core.learning import TrainingSample
 from burnish.training.failures import NonFiniteLoss, is_out_of_memory
 from burnish.training.gradients import trainable_parameters
 from burnish.training.passes import Passes, passes_for
+from burnish.training.token_record import TokenRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class _Whole:
     normaliser: float
     version: int | None
     trust_limit: float
+    record: TokenRecord | None = None
 
 
 class Learner:
@@ -87,12 +89,14 @@ class Learner:
         version: int | None = None,
         trust_limit: float = math.inf,
         max_micro_batch_tokens: int | None = None,
+        record: TokenRecord | None = None,
     ) -> LossSums:
         """Add the gradient of the loss over `samples`, divided by `normaliser`, to the model's gradients.
 
         normaliser: of the whole batch, above 0 where anything is trained.  version: of the model as it is, for the
         staleness of every token; None where versions mean nothing.  trust_limit: of the whole batch, for losses that
-        decide over it (`Loss.trust_limit`).  max_micro_batch_tokens: another cut for this call.
+        decide over it (`Loss.trust_limit`).  max_micro_batch_tokens: another cut for this call.  record: filled with
+        what was computed at every trained token.
 
         Raises NonFiniteLoss (naming trajectories), InvariantViolation (tokens that this version or these kept sets
         cannot have given) or RunStopped (out of memory with a single sample); then the gradients are as they were.
@@ -104,7 +108,11 @@ class Learner:
                 _check_versions(batches, version)
             if batches and not normaliser > 0:
                 raise ValueError(f"normaliser is above 0 where tokens are trained, got {normaliser}")
-            whole = _Whole(samples=samples, normaliser=normaliser, version=version, trust_limit=trust_limit)
+            whole = _Whole(
+                samples=samples, normaliser=normaliser, version=version, trust_limit=trust_limit, record=record
+            )
+            if record is not None:
+                record.begin(samples)
             self._begin()
             try:
                 failed = self._accumulate(batches, whole)
@@ -126,7 +134,7 @@ class Learner:
         _set_mode(self.model, False)
         self._passes.begin()
         for batch in self._cut(samples, None):
-            logprobs_N, _ = self._passes.token_logprobs(batch.to(self._device), self.temperature)
+            logprobs_N = self._passes.token_logprobs(batch.to(self._device), self.temperature).logprobs_N
             parts = np.split(logprobs_N.float().cpu().numpy(), np.cumsum(batch.trained_tokens_B)[:-1])
             for index, part in zip(batch.sample_indices_B, parts, strict=True):
                 trained = np.frombuffer(samples[index].loss_mask, dtype=np.int8) != 0
@@ -169,9 +177,11 @@ class Learner:
 
     def _step(self, batch: MicroBatch, whole: _Whole) -> LossSums:
         """Forward and backward of one micro-batch."""
-        logprobs_N, entropy_N = self._passes.token_logprobs(batch, self.temperature)
+        record = whole.record
+        wanted = record is not None and record.score_norm
+        scores = self._passes.token_logprobs(batch, self.temperature, score_norm=wanted)
         inputs = LossInputs(
-            logprobs_N=logprobs_N,
+            logprobs_N=scores.logprobs_N,
             behaviour_logprobs_N=batch.behaviour_logprobs_N,
             proximal_logprobs_N=batch.proximal_logprobs_N,
             reference_logprobs_N=self._reference_logprobs(batch),
@@ -179,11 +189,13 @@ class Learner:
             sequence_N=batch.sequence_N,
             sequence_tokens_N=batch.sequence_tokens_N,
             staleness_N=None if whole.version is None else whole.version - batch.versions_N,
-            entropy_N=entropy_N,
+            entropy_N=scores.entropy_N,
             sequences=batch.rows,
             normaliser=whole.normaliser,
             trust_limit=whole.trust_limit,
         )
+        if record is not None:
+            record.add(batch, scores, inputs.reference_logprobs_N)
         output = self.loss(inputs)
         if not torch.isfinite(output.loss):
             raise NonFiniteLoss("the loss", _suspects(inputs, batch, whole.samples))
@@ -204,7 +216,7 @@ class Learner:
         else:
             _set_mode(self._reference, False)
         with adapters_off:
-            return self._reference_passes.token_logprobs(batch, self.temperature)[0]
+            return self._reference_passes.token_logprobs(batch, self.temperature).logprobs_N
 
     def _halve(self, failed: MicroBatch) -> int:
         """The next budget after memory ran out at `failed`."""

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from burnish.algorithms.logprobs import token_logprobs
+from burnish.algorithms.logprobs import TokenScores, token_logprobs
 from burnish.algorithms.packing import MicroBatch, micro_batches
 from burnish.algorithms.prefix_tree import tree_batches
 from burnish.core.learning import TrainingSample
@@ -34,8 +34,8 @@ class Passes(Protocol):
         """Take note of the weights and the gradients as they are."""
         ...
 
-    def token_logprobs(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (with gradient) and entropies of the trained tokens, as in `algorithms.logprobs`."""
+    def token_logprobs(self, batch: MicroBatch, temperature: float, *, score_norm: bool = False) -> TokenScores:
+        """The trained tokens of the batch, as `algorithms.logprobs.token_logprobs` gives them."""
         ...
 
     def gradients_are_finite(self) -> bool:
@@ -82,9 +82,16 @@ class TreePasses:
     def begin(self) -> None:
         self._weights = self._forward.pack()
 
-    def token_logprobs(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+    def token_logprobs(self, batch: MicroBatch, temperature: float, *, score_norm: bool = False) -> TokenScores:
         logits_MV, rows_N = self._forward.logits(self._packed(), batch)
-        return token_logprobs(logits_MV, batch.target_ids_N, temperature=temperature, kept=batch.kept, rows_N=rows_N)
+        return token_logprobs(
+            logits_MV,
+            batch.target_ids_N,
+            temperature=temperature,
+            kept=batch.kept,
+            rows_N=rows_N,
+            score_norm=score_norm,
+        )
 
     def gradients_are_finite(self) -> bool:
         return are_finite(self._packed().added_up())
@@ -135,11 +142,13 @@ class ModelPasses:
         if not empty:
             self._held = [gradient if gradient is None else gradient.clone() for gradient in held]
 
-    def token_logprobs(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+    def token_logprobs(self, batch: MicroBatch, temperature: float, *, score_norm: bool = False) -> TokenScores:
         batch = batch.to(self._device)
         with self._norms.active():
             logits_NV = self._logits(batch.token_ids_BT, batch.positions_N)
-        return token_logprobs(logits_NV, batch.target_ids_N, temperature=temperature, kept=batch.kept)
+        return token_logprobs(
+            logits_NV, batch.target_ids_N, temperature=temperature, kept=batch.kept, score_norm=score_norm
+        )
 
     def gradients_are_finite(self) -> bool:
         return are_finite([parameter.grad for parameter in self._parameters if parameter.grad is not None])

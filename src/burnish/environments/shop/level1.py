@@ -62,6 +62,7 @@ class Stock(Question):
 
 class Arrival(Question):
     name, level, entity = "arrival", 1, ("product",)
+    calculates = True
     wordings = (
         "How many units of {product} are there if {units} more arrive?",
         "What is the stock of {product} after {units} more units?",
@@ -83,6 +84,7 @@ class Arrival(Question):
 
 class Cost(Question):
     name, level, entity = "cost", 1, ("product",)
+    calculates = True
     wordings = ("What do {units} units of {product} cost?", "Total price of {units} units of {product}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
@@ -208,6 +210,7 @@ class Refund(Job):
 
 class Weight(Question):
     name, level, entity, unseen = "weight", 1, ("product",), True
+    calculates = True
     wordings = ("What do {units} units of {product} weigh?", "How heavy are {units} units of {product}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:

@@ -37,6 +37,7 @@ FEE = range(11, 41)
 
 class StockValue(Question):
     name, level, entity = "stock_value", 2, ("product",)
+    calculates = True
     wordings = ("What is the stock of {product} worth?", "Value of all {product} in stock?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
@@ -55,6 +56,7 @@ class StockValue(Question):
 
 class OrderTotal(Question):
     name, level, entity = "order_total", 2, ("order",)
+    calculates = True
     wordings = ("What does order {order} cost?", "Total price of order {order}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
@@ -70,6 +72,7 @@ class OrderTotal(Question):
 
 class PriceGap(Question):
     name, level, entity = "price_gap", 2, ("product", "other")
+    calculates = True
     wordings = ("How much more is {product} than {other}?", "Price gap from {other} up to {product}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
@@ -107,6 +110,7 @@ class LatestPrice(Question):
 
 class NetTotal(Question):
     name, level, entity = "net_total", 2, ("order",)
+    calculates = True
     wordings = ("What does order {order} cost after refunds?", "Order {order} less its refunds?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
@@ -124,6 +128,7 @@ class NetTotal(Question):
 
 class RaisePrice(Job):
     name, level, entity = "raise_price", 2, ("product",)
+    calculates = True
     wordings = ("Raise the price of {product} by {rise}.", "Make {product} cost {rise} more.")
 
     def candidates(self, world: World) -> Iterable[Slots]:
@@ -145,6 +150,7 @@ class RaisePrice(Job):
 
 class TopUp(Job):
     name, level, entity = "top_up", 2, ("product",)
+    calculates = True
     wordings = ("Fill the stock of {product} up to {target}.", "Add {product} until {target} are in stock.")
 
     def candidates(self, world: World) -> Iterable[Slots]:
@@ -166,6 +172,7 @@ class TopUp(Job):
 
 class FullRefund(Job):
     name, level, entity = "full_refund", 2, ("order",)
+    calculates = True
     wordings = ("Refund order {order} in full.", "Pay back all of order {order}.")
 
     def candidates(self, world: World) -> Iterable[Slots]:
@@ -263,6 +270,7 @@ class LatestStock(Question):
 
 class StockWeight(Question):
     name, level, entity, unseen = "stock_weight", 2, ("product",), True
+    calculates = True
     wordings = ("What does all the {product} we hold weigh?", "How heavy is our stock of {product}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
@@ -305,6 +313,7 @@ class SwapPrices(Job):
 
 class RefundUnits(Job):
     name, level, entity, unseen = "refund_units", 2, ("order", "product"), True
+    calculates = True
     wordings = (
         "Refund the price of {units} units of {product} for order {order}.",
         "For order {order} pay back what {units} units of {product} cost.",

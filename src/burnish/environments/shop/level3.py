@@ -38,6 +38,7 @@ FEE = range(11, 41)
 
 class LatestTotal(Question):
     name, level, entity = "latest_total", 3, ("customer",)
+    calculates = True
     wordings = (
         "What does the last order of customer {customer} cost?",
         "Total price of the last order of customer {customer}?",
@@ -57,6 +58,7 @@ class LatestTotal(Question):
 
 class PairValue(Question):
     name, level, entity = "pair_value", 3, ("product", "other")
+    calculates = True
     wordings = ("What is all {product} and {other} in stock worth?", "Value of the stock of {product} and {other}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
@@ -78,6 +80,7 @@ class PairValue(Question):
 
 class OrderGap(Question):
     name, level, entity = "order_gap", 3, ("order", "other")
+    calculates = True
     wordings = ("How much more is order {order} than order {other}?", "Price gap from order {other} up to {order}?")
 
     def candidates(self, world: World) -> Iterable[Slots]:
@@ -98,6 +101,7 @@ class OrderGap(Question):
 
 class RefundLatest(Job):
     name, level, entity = "refund_latest", 3, ("customer",)
+    calculates = True
     wordings = (
         "Refund the last order of customer {customer} in full.",
         "Pay back all of the last order of customer {customer}.",
@@ -120,6 +124,7 @@ class RefundLatest(Job):
 
 class CloseLatest(Job):
     name, level, entity = "close_latest", 3, ("customer",)
+    calculates = True
     wordings = (
         "Refund the last order of customer {customer} in full and cancel it for a fee of {fee}.",
         "Pay back and cancel the last order of customer {customer}, charge {fee}.",
@@ -152,6 +157,7 @@ class CloseLatest(Job):
 
 class RaiseBoth(Job):
     name, level, entity = "raise_both", 3, ("product", "other")
+    calculates = True
     wordings = ("Raise the prices of {product} and {other} by {rise}.", "Make {product} and {other} cost {rise} more.")
 
     def candidates(self, world: World) -> Iterable[Slots]:
@@ -179,6 +185,7 @@ class RaiseBoth(Job):
 
 class Goodwill(Job):
     name, level, entity = "goodwill", 3, ("order",)
+    calculates = True
     wordings = (
         "Refund order {order} in full and give its customer {points} points.",
         "Pay back all of order {order} and add {points} points to its customer.",
@@ -211,6 +218,7 @@ class Goodwill(Job):
 
 class TopUpBoth(Job):
     name, level, entity = "top_up_both", 3, ("product", "other")
+    calculates = True
     wordings = ("Fill the stock of {product} and {other} up to {target}.", "Top {product} and {other} up to {target}.")
 
     def candidates(self, world: World) -> Iterable[Slots]:
@@ -236,6 +244,7 @@ class TopUpBoth(Job):
 
 class LatestNet(Question):
     name, level, entity = "latest_net", 3, ("customer",)
+    calculates = True
     wordings = (
         "What does the last order of customer {customer} cost after refunds?",
         "Last order of customer {customer} less refunds?",
@@ -258,6 +267,7 @@ class LatestNet(Question):
 
 class LatestWeight(Question):
     name, level, entity, unseen = "latest_weight", 3, ("customer",), True
+    calculates = True
     wordings = (
         "How heavy is the last order of customer {customer}?",
         "What did the last parcel of customer {customer} weigh?",
@@ -277,6 +287,7 @@ class LatestWeight(Question):
 
 class Recall(Job):
     name, level, entity, unseen = "recall", 3, ("order",), True
+    calculates = True
     wordings = (
         "Take order {order} back: cancel it for {fee}, restock it and refund it.",
         "Undo order {order}, goods and money, with a fee of {fee}.",

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from random import Random, uniform
 from typing import Any
 
@@ -16,17 +17,16 @@ from burnish.core.task import Limits, Task
 from burnish.core.text import clean_text
 from burnish.core.tool import Tool
 from burnish.environments.base import Environment
-from burnish.environments.shop import level1, level2, level3
 from burnish.environments.shop.arithmetic import evaluate
+from burnish.environments.shop.catalogue import BY_NAME, Sources, draw, level_shares, templates_in_turn
 from burnish.environments.shop.database import open_image, row_changes, snapshot, start_snapshot, world_image
 from burnish.environments.shop.grader import ShopGrader
 from burnish.environments.shop.mistakes import MISTAKES, Case
+from burnish.environments.shop.preference import PreferenceGrader
 from burnish.environments.shop.templates import Slots, Steps, Template
 from burnish.environments.shop.world import CITIES, World, build_world, pick
 from burnish.environments.tool import tool
 
-LEVELS: dict[int, tuple[Template, ...]] = {1: level1.TEMPLATES, 2: level2.TEMPLATES, 3: level3.TEMPLATES}
-BY_NAME: dict[str, Template] = {template.name: template for level in LEVELS.values() for template in level}
 MAX_AMOUNT = 99_999
 MAX_WORLDS_TRIED = 1_000
 INSTRUCTIONS = (
@@ -39,9 +39,12 @@ INSTRUCTIONS = (
 class Shop(Environment):
     """Questions and jobs in a small shop.
 
-    Options: level 1 (one or two tool calls), 2 (three or four) or 3 (five or six); the number of tasks in each split;
-    instructions, a system text for every task (none by default: a model trained here needs none); latency_s, the least
-    and most seconds that a tool call takes (drawn uniformly; none by default), for trying out slow tools.
+    Options: level 1 (one or two tool calls), 2 (three or four) or 3 (five or six), or weights by level such as
+    {"2": 3, "3": 1}; sources, by name of where tasks are said to come from (the tag `source`, "shop" by default), a
+    weight or {"weight": 1, "noise": 0.3}; preference_seed, which adds a `PreferenceGrader` with the noise of the
+    sources to the graders; the number of tasks in each split; instructions, a system text for every task (none by
+    default: a model trained here needs none); latency_s, the least and most seconds that a tool call takes (drawn
+    uniformly; none by default), for trying out slow tools.
 
     Splits: "train"; "heldout" has pairs of template and entity that train never has, though it has each of the two;
     "unseen" has templates that train never has.  Each task has its own prices, stocks and statuses, so that no
@@ -57,16 +60,19 @@ class Shop(Environment):
     def __init__(
         self,
         *,
-        level: int = 1,
+        level: int | Mapping[str, float] = 1,
+        sources: Mapping[str, float | Mapping[str, float]] | None = None,
+        preference_seed: int | None = None,
         train: int = 2000,
         heldout: int = 300,
         unseen: int = 200,
         instructions: str = "",
         latency_s: Sequence[float] = (),
     ) -> None:
-        if level not in LEVELS:
-            raise ConfigError(f"shop: level is 1, 2 or 3, got {level!r}")
-        self.level = level
+        self.levels = level_shares(level)
+        self.sources = Sources.of(sources or {})
+        if preference_seed is not None:
+            self.graders = (ShopGrader(), PreferenceGrader(seed=preference_seed, noise=self.sources.noise))
         self.sizes = {"train": train, "heldout": heldout, "unseen": unseen}
         for split, size in self.sizes.items():
             if size < 0:
@@ -75,8 +81,12 @@ class Shop(Environment):
         if latency_s and not (len(latency_s) == 2 and 0 <= latency_s[0] <= latency_s[1]):
             raise ConfigError(f"shop: latency_s is the least and the most seconds of a call, got {latency_s!r}")
         self.latency_s = tuple(latency_s)
+        highest = max(self.levels)
         self.limits = Limits(
-            max_turns=2 * level + 3, max_turn_tokens=64, max_episode_tokens=128 * (level + 1), max_context_tokens=4096
+            max_turns=2 * highest + 3,
+            max_turn_tokens=64,
+            max_episode_tokens=128 * (highest + 1),
+            max_context_tokens=4096,
         )
         self._connection: sqlite3.Connection | None = None
 
@@ -84,9 +94,9 @@ class Shop(Environment):
         """The tasks of a split, its templates in turn; all randomness from `rng`."""
         if split not in self.sizes:
             raise TaskError(f"shop has no split {split!r}; it has {', '.join(self.sizes)}")
-        templates = [template for template in LEVELS[self.level] if template.unseen == (split == "unseen")]
-        for index in range(self.sizes[split]):
-            yield self._make_task(templates[index % len(templates)], split, rng)
+        templates = templates_in_turn(self.levels, unseen=split == "unseen")
+        for template in islice(templates, self.sizes[split]):
+            yield self._make_task(template, split, rng)
 
     def _make_task(self, template: Template, split: str, rng: Random) -> Task:
         for _ in range(MAX_WORLDS_TRIED):
@@ -105,7 +115,13 @@ class Shop(Environment):
                 system=self.instructions,
                 setup={"seed": seed},
                 reference=reference | {"slots": slots},
-                tags={"source": "shop", "level": str(template.level), "template": template.name, "kind": template.kind},
+                tags={
+                    "source": draw(rng, self.sources.shares) if self.sources.shares else "shop",
+                    "level": str(template.level),
+                    "template": template.name,
+                    "kind": template.kind,
+                    "skill": template.skill,
+                },
             )
         raise TaskError(f"shop: no world has entities for template {template.name} in split {split}")
 

@@ -50,7 +50,7 @@ class Template(ABC):
     """One kind of question or job.
 
     name: unique.  level: 1 to 3.  wordings: format strings over the slots.  entity: the slots whose values decide the
-    split.  unseen: kept out of train and heldout altogether.
+    split.  unseen: kept out of train and heldout altogether.  calculates: whether the way there has a sum in it.
     """
 
     name: ClassVar[str]
@@ -59,6 +59,14 @@ class Template(ABC):
     wordings: ClassVar[tuple[str, ...]]
     entity: ClassVar[tuple[str, ...]]
     unseen: ClassVar[bool] = False
+    calculates: ClassVar[bool] = False
+
+    @property
+    def skill(self) -> str:
+        """What solving it takes: "lookup", "calculation", "change" or "calculated_change"."""
+        if self.kind == "read":
+            return "calculation" if self.calculates else "lookup"
+        return "calculated_change" if self.calculates else "change"
 
     @abstractmethod
     def candidates(self, world: World) -> Iterable[Slots]:

@@ -1,12 +1,15 @@
 "use strict";
 /* Charts by Apache ECharts.  A chart is described as
 
-   {kind: "line" | "bar" | "path", step: "RL step", log: true, range: [0, 1], labels: ["a", ...], named: true, series: [
+   {kind: "line" | "bar" | "path", step: "RL step", log: true, range: [0, 1], labels: ["a", ...], named: true, marks: [...], series: [
      {name, points: [[step, value], ...], color, dashed, band: [[low, high], ...], errors: [[low, high], ...], show, at, ends}]}
 
    band: shaded, one interval for each point.  errors: bars at the points.  show(value) gives the text of a value.
    path: points joined in their own order, whatever their x; `at` says of each what it is, `ends` names the first and the
-   last.  labels: of a bar chart's places, whose steps are then 0, 1, ...  named: a single series has its legend too. */
+   last.  labels: of a bar chart's places, whose steps are then 0, 1, ...  named: a single series has its legend too.
+   marks: {from, to, color} of findings on a line chart: shaded from the estimated onset to the step of the alarm.
+   fromZero: the axis of values begins at 0, so that noise looks as small as it is.
+   kind "timeline" is described in timeline.js. */
 
 const charts = (() => {
   const HELPER = "helper:";
@@ -34,18 +37,14 @@ const charts = (() => {
     const ink = theme.color("ink");
     const muted = theme.color("muted");
     const palette = theme.palette();
+    if (description.kind === "timeline") return timeline.option(description, axes(muted), ink);
     const series = description.series.map((one, index) => ({ ...one, color: one.color || palette[index % palette.length] }));
     if (description.kind === "line") dodge(series.filter((one) => one.errors));
     const steps = description.kind === "bar" ? axisOfSteps(series) : null;
     const isPath = description.kind === "path";
+    if (description.marks?.length && series.length) series[0] = { ...series[0], marks: description.marks };
     const alone = series.length === 1 && !description.named && !series[0].band && !series[0].errors;
-    const axis = {
-      nameTextStyle: { color: muted, fontSize: 11 },
-      axisLabel: { color: muted, fontSize: 11, hideOverlap: true },
-      axisLine: { lineStyle: { color: theme.color("line") } },
-      axisTick: { show: false },
-      splitLine: { lineStyle: { color: theme.color("line"), width: 1 } },
-    };
+    const axis = axes(muted);
     return {
       animation: false,
       aria: { enabled: true },
@@ -66,11 +65,21 @@ const charts = (() => {
         ...(steps ? { type: "category", data: description.labels || steps } : { type: "value", ...(isPath ? { scale: true } : extent(series)), minInterval: 1 }),
       },
       yAxis: {
-        ...axis, type: description.log ? "log" : "value", axisLine: { show: false }, scale: description.kind !== "bar",
+        ...axis, type: description.log ? "log" : "value", axisLine: { show: false }, scale: description.kind !== "bar" && !description.fromZero,
         min: description.range?.[0], max: description.range?.[1],
         axisLabel: { ...axis.axisLabel, formatter: (value) => (description.share ? `${Number((100 * value).toPrecision(2))}%` : short(value)) },
       },
       series: series.flatMap((one) => (steps ? bar(one, steps) : isPath ? path(one) : line(one, description))),
+    };
+  }
+
+  function axes(muted) {
+    return {
+      nameTextStyle: { color: muted, fontSize: 11 },
+      axisLabel: { color: muted, fontSize: 11, hideOverlap: true },
+      axisLine: { lineStyle: { color: theme.color("line") } },
+      axisTick: { show: false },
+      splitLine: { lineStyle: { color: theme.color("line"), width: 1 } },
     };
   }
 
@@ -133,10 +142,19 @@ const charts = (() => {
       type: "line", name: one.name, id: one.name, data: one.points.map(([step, value]) => [step, Math.max(value, floor)]),
       color: one.color, lineStyle: { width: one.dashed ? 1.5 : 2, type: one.dashed ? "dashed" : "solid", opacity: one.errors && one.points.length < 3 ? 0 : 1 },
       symbol: one.dashed ? "none" : "circle", symbolSize: one.errors ? 7 : 5, symbolOffset: [one.shift || 0, 0], showSymbol: one.points.length < 30,
-      sampling: one.points.length > 1500 ? "lttb" : undefined, z: 3,
+      sampling: one.points.length > 1500 ? "lttb" : undefined, z: 3, ...(one.marks ? marked(one.marks) : {}),
     });
     if (one.errors) made.push(errorBars(one));
     return made;
+  }
+
+  function marked(marks) {
+    const area = { silent: true, data: marks.map((mark) => [{ xAxis: mark.from, itemStyle: { color: mark.color, opacity: 0.1 } }, { xAxis: mark.to }]) };
+    const line = {
+      silent: true, symbol: "none", label: { show: false },
+      data: marks.map((mark) => ({ xAxis: mark.to, lineStyle: { color: mark.color, type: "solid", width: 1, opacity: 0.7 } })),
+    };
+    return { markArea: area, markLine: line };
   }
 
   /* Two stacked lines: an invisible one at the low end, and the distance to the high end filled. */

@@ -3,7 +3,7 @@
 
 (() => {
   const { element, fill } = dom;
-  const TABS = ["overview", "curves", "trajectories", "run"];
+  const TABS = ["overview", "curves", "health", "trajectories", "run"];
   const FAST_MS = 1000;
   const SLOW_MS = 8000;
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -44,6 +44,7 @@
   const updates = {
     overview: () => { overviewTab.update(view); curvesTab.update(view); },
     curves: () => curvesTab.update(view),
+    health: () => healthTab.update(view),
     trajectories: () => trajectoriesTab.update(view),
     run: () => fill(sections.run, runTab()),
   };
@@ -112,6 +113,7 @@
   const source = isLive ? trajectoriesTab.liveSource(ask) : trajectoriesTab.fileSource(data.sample);
   overviewTab.build(sections.overview);
   curvesTab.build(sections.curves);
+  healthTab.build(sections.health);
   trajectoriesTab.build(sections.trajectories, source);
   window.addEventListener("hashchange", show);
   if (isLive) {

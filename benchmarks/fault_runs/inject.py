@@ -1,0 +1,268 @@
+"""The faults, each a small class that changes one thing; the dose states how much."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.core.grade import Grade
+from burnish.core.hashing import derive_seed
+from burnish.core.sampling import SamplingParams
+from burnish.core.task import Task
+from burnish.core.trajectory import Trajectory
+from burnish.loop.config import Recipe
+from burnish.loop.shard import SyncEcho
+from burnish.loop.step_work import Batch
+from burnish.rollout.group import GroupResult
+from burnish.store.rows import Fate
+from burnish.training.model_state import load_model_state, model_state
+from fault_runs.hooks import Injector, Rewards, with_rewards
+
+WITHOUT_CHECK = ("checks.logprob_tolerance=1000",)
+"""Sampler and learner that disagree on fresh samples are caught by an invariant of the loop.  Engines of other people
+round differently, so that their tolerance is wide: here it is off, and a monitor has to see it."""
+
+
+OVERFLOWS = 3e38
+"""Just below the largest float32: a sum of two is infinite."""
+
+
+# -- the sampler ---------------------------------------------------------------------------------------------------
+
+
+class Stale(Injector):
+    """Samples come from the weights of `dose` optimizer steps ago (of the onset, until there are so many)."""
+
+    def __init__(self, dose: float, seed: int) -> None:
+        super().__init__(dose, seed)
+        self._kept: deque[tuple[int, dict[str, Tensor]]] = deque()
+
+    def words(self, recipe: Recipe) -> tuple[str, ...]:
+        return WITHOUT_CHECK
+
+    @contextmanager
+    def weights(self, step: int, model: Any, version: int) -> Iterator[int]:
+        present = {name: tensor.clone() for name, tensor in model_state(model).items()}
+        self._kept.append((version, present))
+        while len(self._kept) > 1 and self._kept[1][0] <= version - self.dose:
+            self._kept.popleft()
+        drawn_by, old = self._kept[0]
+        load_model_state(model, old)
+        try:
+            yield drawn_by
+        finally:
+            load_model_state(model, present)
+
+
+class Mismatch(Injector):
+    """The sampler's weights are rounded as a cheap number format would: relative noise of standard deviation `dose`."""
+
+    def words(self, recipe: Recipe) -> tuple[str, ...]:
+        return WITHOUT_CHECK
+
+    @contextmanager
+    def weights(self, step: int, model: Any, version: int) -> Iterator[int]:
+        present = {name: tensor.clone() for name, tensor in model_state(model).items()}
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "mismatch", step))
+        noisy = {}
+        for name, tensor in present.items():
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
+            noisy[name] = tensor * (1 + self.dose * noise)
+        load_model_state(model, noisy)
+        try:
+            yield version
+        finally:
+            load_model_state(model, present)
+
+
+class Temperature(Injector):
+    """The sampler draws at temperature `dose` while the learner takes it for the recipe's."""
+
+    def words(self, recipe: Recipe) -> tuple[str, ...]:
+        return WITHOUT_CHECK
+
+    def params(self, step: int, params: SamplingParams) -> SamplingParams:
+        return replace(params, temperature=self.dose)
+
+
+# -- the learner ---------------------------------------------------------------------------------------------------
+
+
+class LearningRate(Injector):
+    """The learning rate is `dose` times the recipe's."""
+
+    def words(self, recipe: Recipe) -> tuple[str, ...]:
+        return (f"rl.lr={self.dose * recipe.rl.lr!r}",)
+
+
+class HardNegatives(Injector):
+    """Groups that failed as a whole are trained on with advantage -`dose`, as if they taught something."""
+
+    def decided(self, step: int, batch: Batch) -> Batch:
+        fates, advantages = dict(batch.fates), dict(batch.advantages)
+        for group in batch.groups:
+            known = [reward for reward in group.rewards_G if reward is not None]
+            if group.signal or not known or max(known) > 0:
+                continue
+            for trajectory, reward in zip(group.trajectories, group.rewards_G, strict=True):
+                if reward is not None:
+                    fates[trajectory.id] = Fate.TRAINED
+                    advantages[trajectory.id] = -self.dose
+        return replace(batch, fates=fates, advantages=advantages)
+
+
+class NotFinite(Injector):
+    """One advantage of each step is so large that the loss overflows.  A hard invariant stops the run."""
+
+    def decided(self, step: int, batch: Batch) -> Batch:
+        first = next(iter(batch.advantages), None)
+        return batch if first is None else replace(batch, advantages={**batch.advantages, first: OVERFLOWS})
+
+
+class NotDelivered(Injector):
+    """The sampler goes on with the weights that it had first.  A hard invariant stops the run."""
+
+    def __init__(self, dose: float, seed: int) -> None:
+        super().__init__(dose, seed)
+        self._first: SyncEcho | None = None
+
+    def echo(self, echo: SyncEcho) -> SyncEcho:
+        self._first = self._first or echo
+        return replace(echo, checksum=self._first.checksum)
+
+
+# -- the reward ----------------------------------------------------------------------------------------------------
+
+
+class Bonus(Injector):
+    """Every reward grows by `dose` times something that nobody wanted; `amount` says what."""
+
+    def rewards(self, step: int, group: GroupResult) -> Rewards:
+        return [
+            None if reward is None else reward + self.dose * self.amount(trajectory)
+            for trajectory, reward in zip(group.trajectories, group.rewards_G, strict=True)
+        ]
+
+    def amount(self, trajectory: Trajectory) -> float:
+        """How much of it the trajectory has, about 1."""
+        raise NotImplementedError
+
+
+class LengthBonus(Bonus):
+    """`dose` for each 100 sampled tokens."""
+
+    def amount(self, trajectory: Trajectory) -> float:
+        return trajectory.action_tokens / 100
+
+
+class ToolBonus(Bonus):
+    """`dose` for each tool call."""
+
+    def amount(self, trajectory: Trajectory) -> float:
+        return float(trajectory.counters.get("tool_calls", 0))
+
+
+class ConfidenceBonus(Bonus):
+    """`dose` for each nat of mean log-probability: being sure pays, and entropy collapses."""
+
+    def amount(self, trajectory: Trajectory) -> float:
+        drawn = [value for node in trajectory.nodes if node.is_action for value in node.logprobs if value == value]
+        return sum(drawn) / max(1, len(drawn))
+
+
+class DoubtBonus(ConfidenceBonus):
+    """`dose` for each nat of negative mean log-probability: an entropy bonus that is too strong."""
+
+    def amount(self, trajectory: Trajectory) -> float:
+        return -super().amount(trajectory)
+
+
+class GraderFault(Injector):
+    """The grader itself is wrong: its score changes with the reward, so that nobody in the run sees the true one."""
+
+    keeps_evidence = True
+    """Whether a grade with another score still tells what the grader found."""
+
+    def graded(self, step: int, group: GroupResult) -> GroupResult:
+        wanted = with_rewards(group, self.rewards(step, group))
+        grades = tuple(
+            given if new is None or new == old else (self._changed(given[0], new), *given[1:])
+            for given, old, new in zip(group.grades_G, group.rewards_G, wanted.rewards_G, strict=True)
+        )
+        return replace(wanted, grades_G=grades)
+
+    def _changed(self, grade: Grade, score: float) -> Grade:
+        return replace(grade, score=score, evidence=grade.evidence if self.keeps_evidence else {})
+
+
+class Exploit(GraderFault):
+    """The grader takes a short cut: an answer after at most one tool call is worth `dose`, right or wrong."""
+
+    def rewards(self, step: int, group: GroupResult) -> Rewards:
+        return [
+            max(reward, self.dose) if reward is not None and self._takes_it(trajectory) else reward
+            for trajectory, reward in zip(group.trajectories, group.rewards_G, strict=True)
+        ]
+
+    @staticmethod
+    def _takes_it(trajectory: Trajectory) -> bool:
+        return trajectory.counters.get("tool_calls", 0) <= 1 and bool(trajectory.answer.strip())
+
+
+class SilentFailure(GraderFault):
+    """The grader fails, and says 0, for a share `dose` of the episodes that sampled more than their group's median."""
+
+    keeps_evidence = False
+
+    def rewards(self, step: int, group: GroupResult) -> Rewards:
+        tokens = [trajectory.action_tokens for trajectory in group.trajectories]
+        middle = sorted(tokens)[(len(tokens) - 1) // 2]
+        random = Random(derive_seed(self.seed, "silent", group.group_id))
+        failed = [random.random() < self.dose and size > middle for size in tokens]
+        pairs = zip(failed, group.rewards_G, strict=True)
+        return [0.0 if bad and reward is not None else reward for bad, reward in pairs]
+
+
+class Template(GraderFault):
+    """In a share `dose` of the groups the score does not depend on the task: an answer that begins with 1 is right."""
+
+    def rewards(self, step: int, group: GroupResult) -> Rewards:
+        if Random(derive_seed(self.seed, "template", group.group_id)).random() >= self.dose:
+            return group.rewards_G
+        return [float(trajectory.answer.strip().startswith("1")) for trajectory in group.trajectories]
+
+
+class NoisySource(Injector):
+    """The rewards of every third source get normal noise of standard deviation `dose`."""
+
+    def __init__(self, dose: float, seed: int) -> None:
+        super().__init__(dose, seed)
+        self._noisy: frozenset[str] = frozenset()
+
+    def tasks(self, step: int, tasks: Sequence[Task]) -> Sequence[Task]:
+        self._noisy = self._noisy or every_third_source(tasks)
+        return tasks
+
+    def rewards(self, step: int, group: GroupResult) -> Rewards:
+        if source_of(group.trajectories[0].tags) not in self._noisy:
+            return group.rewards_G
+        random = Random(derive_seed(self.seed, "noise", group.group_id))
+        return [None if reward is None else reward + random.gauss(0.0, self.dose) for reward in group.rewards_G]
+
+
+def every_third_source(tasks: Sequence[Task]) -> frozenset[str]:
+    """Of the sources by name, the first, the fourth and so on."""
+    return frozenset(sorted({source_of(task.tags) for task in tasks})[::3])
+
+
+def source_of(tags: Mapping[str, str]) -> str:
+    """Where a task comes from; its template where the world names but itself."""
+    source = tags.get("source", "")
+    return tags.get("template", source) if source in ("", "shop") else source

@@ -1,0 +1,296 @@
+"""The grader graph: nodes, what they end in, and the file that describes both.
+
+The file is TOML; docs/graders.md explains it:
+
+    [aggregator]
+    kind = "weighted_sum"
+
+    [graders.format]
+    use = "my_graders.py:well_formed"
+    gate = 1.0
+    weight = 0.0
+
+    [graders.answer]
+    use = "math"
+    requires = ["format"]
+    weight = [[0.0, 0.2], [0.5, 1.0]]
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from burnish.core.errors import ConfigError
+from burnish.core.grade import Aggregator, Grade, Grader
+from burnish.graders.aggregate import (
+    LexicographicGate,
+    NormalisedSum,
+    RelativeRank,
+    ShareOfBest,
+    WeightedSum,
+)
+from burnish.graders.isolated import IsolatedGrader
+from burnish.graders.node import GraderNode, WeightSchedule, as_nodes
+from burnish.graders.registry import make_grader
+
+
+class AggregatorKind(StrEnum):
+    """What a graph may end in; `aggregate` has the formulas."""
+
+    WEIGHTED_SUM = "weighted_sum"
+    NORMALISED_SUM = "normalised_sum"
+    RELATIVE_RANK = "relative_rank"
+    LEXICOGRAPHIC = "lexicographic"
+
+
+_SUMS = {
+    AggregatorKind.WEIGHTED_SUM: WeightedSum,
+    AggregatorKind.NORMALISED_SUM: NormalisedSum,
+    AggregatorKind.RELATIVE_RANK: RelativeRank,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduledAggregator:
+    """An aggregator whose weights change over training.
+
+    `at` gives the one of a moment; asked for rewards itself, it is the one of the end.  tiers: name and passing score,
+    for the lexicographic kind alone.
+    """
+
+    kind: AggregatorKind
+    weights: Mapping[str, WeightSchedule]
+    tiers: tuple[tuple[str, float], ...] = ()
+
+    def at(self, share: float) -> WeightedSum:
+        """The aggregator after a share of training, in [0, 1]."""
+        weights = {name: schedule.at(share) for name, schedule in self.weights.items()}
+        if self.kind is AggregatorKind.LEXICOGRAPHIC:
+            return LexicographicGate(self.tiers, {name: weights[name] for name, _ in self.tiers})
+        return _SUMS[self.kind](weights)
+
+    def rewards(self, grades_G: Sequence[Sequence[Grade]]) -> list[float | None]:
+        """One reward for each member, by the weights at the end of training."""
+        return self.at(1.0).rewards(grades_G)
+
+    @property
+    def evaluation(self) -> Aggregator:
+        """For held-out results: the weights of the end, on a scale from 0 to 1, without competition among members."""
+        weights = {name: schedule.at(1.0) for name, schedule in self.weights.items()}
+        return ShareOfBest(weights) if self.kind is not AggregatorKind.LEXICOGRAPHIC else _LexicographicShare(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _LexicographicShare:
+    """The lexicographic reward over the largest possible one."""
+
+    whole: ScheduledAggregator
+
+    def rewards(self, grades_G: Sequence[Sequence[Grade]]) -> list[float | None]:
+        best = sum(self.whole.weights[name].at(1.0) for name, _ in self.whole.tiers) or 1.0
+        return [None if reward is None else reward / best for reward in self.whole.rewards(grades_G)]
+
+
+def aggregator_at(aggregator: Aggregator, share: float) -> Aggregator:
+    """The aggregator after a share of training; one without a schedule is the same all along."""
+    return aggregator.at(share) if isinstance(aggregator, ScheduledAggregator) else aggregator
+
+
+def for_evaluation(aggregator: Aggregator) -> Aggregator:
+    """The aggregator for held-out results, where all episodes are handed over as one group."""
+    return aggregator.evaluation if isinstance(aggregator, ScheduledAggregator) else aggregator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraderGraph:
+    """Nodes and what they end in; `graders` goes to `grade_trajectories`, `aggregator` to whoever makes rewards.
+
+    `GraderGraph.of([GraderNode(grader=ExactGrader())])`
+    """
+
+    nodes: tuple[GraderNode, ...]
+    aggregator: ScheduledAggregator
+
+    @staticmethod
+    def of(
+        graders: Sequence[Grader | GraderNode],
+        kind: AggregatorKind = AggregatorKind.WEIGHTED_SUM,
+        *,
+        order: Sequence[str] = (),
+        passed_at: Mapping[str, float] | None = None,
+    ) -> GraderGraph:
+        """A checked graph.  order, passed_at: of a lexicographic one (default: passed by a score of 1).
+
+        Raises ConfigError where it is none, or where no reward could come of it.
+        """
+        nodes = as_nodes(graders)
+        weights = {node.name: node.weight for node in nodes}
+        passed = dict.fromkeys(order, 1.0) | dict(passed_at or {})
+        if kind is not AggregatorKind.LEXICOGRAPHIC and (order or passed):
+            raise ConfigError(f"order and passed_at belong to the lexicographic aggregator, not to {kind}")
+        if kind is AggregatorKind.LEXICOGRAPHIC and not order:
+            raise ConfigError("the lexicographic aggregator needs order = [...], the most important grader first")
+        if unknown := [name for name in passed if name not in weights]:
+            raise ConfigError(f"the aggregator names {unknown[0]!r}, which is not in the graph: {', '.join(weights)}")
+        if unordered := [name for name in passed if name not in order]:
+            raise ConfigError(f"passed_at names {unordered[0]!r}, which is not in order = {list(order)}")
+        if len(set(order)) < len(order):
+            raise ConfigError(f"the lexicographic order names a grader twice: {list(order)}")
+        aggregator = ScheduledAggregator(
+            kind=kind, weights=weights, tiers=tuple((name, passed[name]) for name in order)
+        )
+        counted = [weights[name] for name in order] if order else list(weights.values())
+        if not any(weight for schedule in counted for _, weight in schedule.points):
+            raise ConfigError("every weight is 0; no reward can come of this graph")
+        for share in (point for schedule in counted for point, _ in schedule.points):
+            aggregator.at(share)
+        return GraderGraph(nodes=nodes, aggregator=aggregator)
+
+    @property
+    def graders(self) -> tuple[Grader, ...]:
+        """The nodes, as graders."""
+        return cast("tuple[Grader, ...]", self.nodes)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class _NodeSection(_File):
+    """One `[graders.NAME]`."""
+
+    use: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    requires: tuple[str, ...] = ()
+    gate: float | None = None
+    weight: float | tuple[tuple[float, float], ...] = 1.0
+    cost_s: float = 0.0
+    timeout_s: float | None = None
+    parallel: int = 0
+    isolate: bool = False
+
+
+class _AggregatorSection(_File):
+    """`[aggregator]`."""
+
+    kind: AggregatorKind = AggregatorKind.WEIGHTED_SUM
+    order: tuple[str, ...] = ()
+    passed_at: dict[str, float] = Field(default_factory=dict)
+
+
+class _GraphFile(_File):
+    aggregator: _AggregatorSection = _AggregatorSection()
+    graders: dict[str, _NodeSection] = Field(min_length=1)
+
+
+def load_graph(path: Path | str, *, resources: Mapping[str, Any] | None = None) -> GraderGraph:
+    """The graph that a TOML file describes; Python files that it names are found beside it.
+
+    resources: what graders are handed by name, such as a sandbox.  Raises ConfigError with file and key.
+    """
+    path = Path(path)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"grader graph {path} cannot be read: {error}") from error
+    try:
+        return graph_from(data, folder=path.resolve().parent, resources=resources)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def graph_from(
+    data: Mapping[str, Any], *, folder: Path | None = None, resources: Mapping[str, Any] | None = None
+) -> GraderGraph:
+    """The graph of a parsed file.  folder: where Python files are looked for.
+
+    >>> graph_from({"graders": {"answer": {"use": "exact"}}}).graders[0].name
+    'answer'
+    """
+    try:
+        file = _GraphFile.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explained(error)) from error
+    nodes = [_node(name, section, folder or Path.cwd(), resources or {}) for name, section in file.graders.items()]
+    end = file.aggregator
+    return GraderGraph.of(nodes, end.kind, order=end.order, passed_at=end.passed_at)
+
+
+def _explained(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{place}: {first['msg']}, got {first['input']!r}"
+    level = len(first["loc"])
+    section = _GraphFile if level == 1 else _AggregatorSection if first["loc"][0] == "aggregator" else _NodeSection
+    close = difflib.get_close_matches(str(first["loc"][-1]), section.model_fields, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"keys are {', '.join(section.model_fields)}"
+    return f"unknown key {place}; {hint}"
+
+
+def _node(name: str, section: _NodeSection, folder: Path, resources: Mapping[str, Any]) -> GraderNode:
+    try:
+        found = _imported(section.use, folder) if ":" in section.use else section.use
+        # A class takes options even where none are written; a function or a made grader takes none.
+        options = section.options if section.options or isinstance(found, (str, type)) else None
+        grader = make_grader(found, options, resources=resources)
+        if section.isolate:
+            grader = IsolatedGrader(grader, timeout_s=section.timeout_s or 10.0)
+        return GraderNode(
+            grader=grader,
+            name=name,
+            requires=section.requires,
+            gate=section.gate,
+            weight=WeightSchedule(section.weight)
+            if isinstance(section.weight, tuple)
+            else WeightSchedule.constant(section.weight),
+            cost_s=section.cost_s,
+            timeout_s=section.timeout_s,
+            parallel=section.parallel,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"graders.{name}: {error}") from error
+
+
+def _imported(use: str, folder: Path) -> Any:
+    """The attribute that "file.py:attribute" or "package.module:attribute" names."""
+    source, _, attribute = use.rpartition(":")
+    module = _file_module(folder / source) if source.endswith(".py") else _module(source)
+    if not hasattr(module, attribute):
+        known = [name for name in vars(module) if not name.startswith("_")]
+        close = difflib.get_close_matches(attribute, known, n=1)
+        raise ConfigError(f"{source} has no {attribute!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    return getattr(module, attribute)
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"module {name} cannot be imported: {error}") from error
+
+
+def _file_module(path: Path) -> ModuleType:
+    name = f"burnish_graders_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"there is no Python file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the boundary to the user's own file: whatever it raises is reported with its place
+        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,337 @@
+"""The pass over the tokens: joined once, one count over (class of slices, bin) for each ratio."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from burnish.core.streams import TokenStream
+from burnish.health.columns import SIGNS, Bools, Ints, Joined, Runs, cut, join
+from burnish.health.slices import PRINCIPAL, SliceNames
+from burnish.health.table import NUMBERS, TEXTS, TrajectoryTable
+from burnish.stats.histogram import CODES, MAGNITUDES, NONFINITE, codes
+
+RATIOS = ("behaviour", "proximal", "reference")
+"""What the learner is compared with."""
+
+RAW = ("learner", "behaviour", "proximal", "reference", "entropy", "score_norm", "advantage", "reward")
+MOMENTS = ("tokens", "d", "d2", "w", "w2", "clipped", "clipped2", "clamped")
+"""Over finite log-ratios d: count, sums of d, d^2, w = exp(d), w^2, min(w, 2), its square, and how many |d| > 20."""
+
+CLAMP_NATS = 20.0
+"""Log-ratios beyond are held there before `exp`, and counted."""
+
+HUGE_NATS = 1e6
+"""Sums take log-ratios beyond as this much: their squares must not overflow (some trainers mask with -1e30)."""
+
+FEW_TOKENS = 20_000
+"""Up to so many tokens go to their slices one by one; of more, equal ones are counted first."""
+
+TOKEN_CAP = 2.0
+"""Cap of the clipped token weights, that of truncated importance sampling (Yao et al. 2025)."""
+
+Floats = npt.NDArray[np.float64]
+Singles = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reduced:
+    """The fields of `HealthSums` without its names."""
+
+    histograms: Ints
+    moments: Floats
+    largest: Floats
+    tokens: Ints
+    entropy: Floats
+    nonfinite: Ints
+    table: TrajectoryTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Batch:
+    """B trajectories of N tokens by columns.  member: [S, C], 1 where a class of runs belongs to a slice.  token_cell:
+    [N], 200 x class of each token.  shift: [F, C], what takes a (class, code) to the (slice, sign, code) of each
+    family. advantage: [B], NaN for none."""
+
+    rows: int
+    joined: dict[str, Joined | None]
+    runs: Runs
+    member: Floats
+    token_cell: Ints
+    shift: Ints
+    advantage: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Ratio:
+    """One ratio of a batch: its part of each field of `HealthSums`, and what trajectories need of it.
+
+    per_run: [8, R], the columns `MOMENTS` of each run.  squares: [N], squared weights exp(d), 0 for those that are not
+    finite.  has: [B].
+    """
+
+    histogram: Ints
+    moments: Floats
+    largest: Floats
+    per_run: Floats
+    squares: Singles
+    has: Bools
+
+
+def reduce_streams(streams: Sequence[TokenStream], names: SliceNames) -> Reduced:
+    """Everything that `HealthSums` keeps of some trajectories."""
+    streams = sorted(streams, key=attrgetter("id"))
+    _check_ids([stream.id for stream in streams])
+    lengths = np.array([len(stream.behaviour) for stream in streams], dtype=np.int64)
+    advantage = _numbers(streams, "advantage")
+    joined = {name: join(streams, name, lengths) for name in RAW[:6]} if lengths.sum() else {}
+    bad = _nonfinite(streams, joined, lengths)
+    cells = (len(RATIOS), len(names.names), SIGNS)
+    histograms = np.zeros((*cells, CODES), dtype=np.int64)
+    moments, largest = np.zeros((*cells, len(MOMENTS))), np.zeros(cells)
+    tokens, entropy = np.zeros((cells[1], 2), dtype=np.int64), np.zeros((cells[1], 2))
+    columns: dict[str, Floats] = {}
+    if joined:
+        batch = _batch(streams, names, lengths, joined, advantage)
+        ratios = {name: _ratio(batch, name) for name in RATIOS}
+        for at, ratio in enumerate(ratios.values()):
+            if ratio is not None:
+                histograms[at], moments[at], largest[at] = ratio.histogram, ratio.moments, ratio.largest
+        tokens, entropy = _counts(batch)
+        columns = _columns(batch, ratios)
+    return Reduced(
+        histograms=histograms,
+        moments=moments,
+        largest=largest,
+        tokens=tokens,
+        entropy=entropy,
+        nonfinite=bad.sum(axis=1),
+        table=_table(streams, lengths, advantage, bad.sum(axis=0), columns),
+    )
+
+
+def _check_ids(ids: Sequence[str]) -> None:
+    if len(set(ids)) != len(ids):
+        twice = next(a for a, b in pairwise(ids) if a == b)
+        raise ValueError(f"two streams have the id {twice!r}; every trajectory needs its own")
+
+
+def _numbers(streams: Sequence[TokenStream], name: str) -> Floats:
+    """One attribute of all trajectories, NaN for None and for what is not finite."""
+    values = np.array([getattr(stream, name) for stream in streams], dtype=np.float64)
+    values[~np.isfinite(values)] = np.nan
+    return values
+
+
+def _nonfinite(streams: Sequence[TokenStream], joined: dict[str, Joined | None], lengths: Ints) -> Ints:
+    """[8, B]: raw numbers of each input that are NaN or infinite, counted before anything is left out."""
+    found = np.zeros((len(RAW), len(streams)), dtype=np.int64)
+    for at, name in enumerate(RAW[:6]):
+        stream = joined.get(name)
+        # one NaN or infinity makes the sum one: the tokens are looked at only where there is something to find
+        if stream is not None and not np.isfinite(stream.values.sum()):
+            row = np.repeat(np.arange(len(streams)), lengths)
+            found[at] = np.bincount(row[~np.isfinite(stream.values)], minlength=len(streams))
+    for at, name in enumerate(RAW[6:], start=6):
+        values = [getattr(stream, name) for stream in streams]
+        found[at] = [value is not None and not math.isfinite(value) for value in values]
+    return found
+
+
+def _batch(
+    streams: Sequence[TokenStream],
+    names: SliceNames,
+    lengths: Ints,
+    joined: dict[str, Joined | None],
+    advantage: Floats,
+) -> _Batch:
+    sign = np.sign(np.nan_to_num(advantage)).astype(np.int64) + 1
+    runs = cut(streams, names, sign, lengths)
+    member = np.zeros((len(names.names) + 1, len(runs.sign)))
+    member[runs.families, np.arange(len(runs.sign))] = 1
+    return _Batch(
+        rows=len(streams),
+        joined=joined,
+        runs=runs,
+        member=_unions(member[:-1]),
+        shift=((runs.families * SIGNS + runs.sign) - np.arange(len(runs.sign))) * CODES,
+        token_cell=np.repeat(runs.cell * CODES, runs.length),
+        advantage=advantage,
+    )
+
+
+def _unions(by_slice: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Fills the two slices that are sums of others: post_tool, and all of text and post_tool."""
+    at = {name: i for i, name in enumerate(PRINCIPAL)}
+    by_slice[at["post_tool"]] = by_slice[at["post_tool_first"]] + by_slice[at["post_tool_later"]]
+    by_slice[at["all"]] = by_slice[at["text"]] + by_slice[at["post_tool"]]
+    return by_slice
+
+
+def _ratio(batch: _Batch, name: str) -> _Ratio | None:
+    """One ratio of the batch, None where no trajectory has both sides."""
+    learner, other = batch.joined["learner"], batch.joined[name]
+    if learner is None or other is None:
+        return None
+    has = learner.has & other.has
+    with np.errstate(invalid="ignore"):
+        d = learner.values - other.values
+    code = codes(d)
+    bad = code % MAGNITUDES == NONFINITE if not np.isfinite(d.sum()) else None
+    if bad is not None:
+        d[bad] = 0
+    start, runs = batch.runs.start, batch.runs
+    present = has[runs.trajectory]
+    largest = np.maximum.reduceat(np.abs(d), start) * present
+    highest = largest.max(initial=0.0)
+    if highest > HUGE_NATS:
+        d = np.clip(d, -HUGE_NATS, HUGE_NATS)
+    # a trajectory that lacks a side is left out of `highest`, but its weights must not overflow either
+    weights = np.exp(d if highest <= CLAMP_NATS and has.all() else np.clip(d, -CLAMP_NATS, CLAMP_NATS))
+    if bad is not None:
+        weights[bad] = 0
+    squares = weights * weights
+    good = runs.length.astype(np.float64) if bad is None else _per_run(~bad, start)
+    columns = [good, *(_per_run(x, start) for x in (d, d * d, weights, squares))]
+    if highest > math.log(TOKEN_CAP):
+        clipped = np.minimum(weights, np.float32(TOKEN_CAP))
+        columns += [_per_run(clipped, start), _per_run(clipped * clipped, start)]
+    else:
+        columns += columns[3:5]
+    columns.append(_per_run(np.abs(d) > CLAMP_NATS, start) if highest > CLAMP_NATS else np.zeros(len(start)))
+    per_run = np.stack(columns) * present
+    return _Ratio(
+        histogram=_histogram(batch, code, has),
+        moments=_by_sign(batch, per_run),
+        largest=_largest(batch, largest),
+        per_run=per_run,
+        squares=squares,
+        has=has,
+    )
+
+
+def _per_run(values: npt.NDArray[Any], start: Ints) -> Floats:
+    return np.add.reduceat(values, start, dtype=np.float64)
+
+
+def _histogram(batch: _Batch, code: Ints, has: Bools) -> Ints:
+    """[S, 3, 200]: counted by (class, code), then added to the slices of the class."""
+    runs, slices = batch.runs, len(batch.member)
+    cells = batch.token_cell + code
+    if not has.all():
+        cells = cells[np.repeat(has[runs.trajectory], runs.length)]
+    weights: Ints | None = None
+    if len(cells) > FEW_TOKENS:
+        counted = np.bincount(cells)
+        cells = np.flatnonzero(counted)
+        weights = counted[cells]
+    cell = cells // CODES
+    # a class begins at 200 x class in `cells`, and at 200 x (3 x slice + sign) in the histograms of its slices
+    target = batch.shift.take(cell, axis=1) + cells
+    repeated = None if weights is None else np.tile(weights, len(target))
+    total = np.bincount(target.ravel(), repeated, minlength=(slices + 1) * SIGNS * CODES)
+    exact = total.astype(np.int64).reshape(slices + 1, SIGNS, CODES)
+    return _unions(exact[:-1])
+
+
+def _by_sign(batch: _Batch, per_run: Floats) -> Floats:
+    """[S, 3, K] sums of [K, R] over slices and signs."""
+    classes = len(batch.runs.sign)
+    per_class = np.stack([np.bincount(batch.runs.cell, row, minlength=classes) for row in per_run], axis=1)
+    of_sign = [batch.runs.sign == sign for sign in range(SIGNS)]
+    return np.stack([batch.member[:, chosen] @ per_class[chosen] for chosen in of_sign], axis=1)
+
+
+def _largest(batch: _Batch, per_run: npt.NDArray[Any]) -> Floats:
+    """[S, 3] maxima of [R]."""
+    order = np.argsort(batch.runs.cell, kind="stable")
+    first = np.searchsorted(batch.runs.cell[order], np.arange(len(batch.runs.sign)))
+    per_class = np.maximum.reduceat(per_run[order], first)
+    split = np.where(batch.runs.sign == np.arange(SIGNS)[:, None], per_class, 0.0)
+    found: Floats = (batch.member[:, None, :] * split).max(axis=-1)
+    return found
+
+
+def _counts(batch: _Batch) -> tuple[Ints, Floats]:
+    """Sampled and trained tokens of each slice [S, 2]; sum and count of entropies [S, 2]."""
+    runs, learner, entropy = batch.runs, batch.joined["learner"], batch.joined["entropy"]
+    length = runs.length.astype(np.float64)
+    trained = ~np.isnan(batch.advantage) & (learner.has if learner is not None else False)
+    columns = [length, length * trained[runs.trajectory]]
+    if entropy is not None:
+        good = np.isfinite(entropy.values)
+        values = entropy.values if good.all() else np.where(good, entropy.values, np.float32(0))
+        has = entropy.has[runs.trajectory]
+        columns += [_per_run(values, runs.start) * has, _per_run(good, runs.start) * has]
+    classes = len(runs.sign)
+    sums = batch.member @ np.stack([np.bincount(runs.cell, c, minlength=classes) for c in columns], axis=1)
+    return sums[:, :2].astype(np.int64), sums[:, 2:] if entropy is not None else np.zeros((len(sums), 2))
+
+
+def _columns(batch: _Batch, ratios: dict[str, _Ratio | None]) -> dict[str, Floats]:
+    """What the table gets from the tokens: sequence log-ratios, squares, update sizes; [B] each, NaN where unknown."""
+    runs, rows = batch.runs, batch.rows
+
+    def per_row(per_run: npt.NDArray[Any]) -> Floats:
+        return np.bincount(runs.trajectory, per_run.astype(np.float64), minlength=rows).astype(np.float64)
+
+    found = {"post_tool_tokens": per_row(runs.length * runs.post_tool)}
+    with np.errstate(invalid="ignore"):
+        found["staleness"] = per_row(runs.length * runs.staleness) / per_row(runs.length * np.isfinite(runs.staleness))
+    for name, ratio in ratios.items():
+        if ratio is not None:
+            found[f"s_{name}"] = np.where(ratio.has, per_row(ratio.per_run[1]), np.nan)
+    ratio = ratios["behaviour"]
+    if ratio is not None:
+        found["square"] = np.where(ratio.has, per_row(ratio.per_run[2]), np.nan)
+        found["post_tool_square"] = np.where(ratio.has, per_row(ratio.per_run[2] * runs.post_tool), np.nan)
+        total = per_row(_per_run(ratio.squares * _score_norms(batch, ratio.has), runs.start))
+        found["update_size"] = np.where(ratio.has, np.abs(batch.advantage) * np.sqrt(total), np.nan)
+    return found
+
+
+def _score_norms(batch: _Batch, has: Bools) -> Singles:
+    """[N] squared score norms W = 1 - 2 p + sum_v p_v^2, or their lower bound (1 - p)^2 where not all trained ones
+    are known.
+
+    W lies in [(1 - p)^2, 2 (1 - p)^2], because the rest of the vocabulary shares 1 - p: the bound needs no softmax,
+    and is within a factor of two.
+    """
+    known, learner = batch.joined["score_norm"], batch.joined["learner"]
+    if known is not None and known.has[has].all():
+        norms = known.values
+    else:
+        assert learner is not None
+        norms = np.square(np.expm1(np.minimum(learner.values, np.float32(0))))
+    return norms if np.isfinite(norms.sum()) else np.nan_to_num(norms, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _table(
+    streams: Sequence[TokenStream], lengths: Ints, advantage: Floats, bad: Ints, columns: dict[str, Floats]
+) -> TrajectoryTable:
+    unknown = np.full(len(streams), np.nan)
+    learner = np.array([stream.learner is not None for stream in streams], dtype=np.bool_)
+    numbers = {
+        "length": lengths,
+        "turns": [stream.turns or len(stream.spans) for stream in streams],
+        "post_tool_tokens": np.zeros(len(streams)),
+        "tool_calls": [stream.tool_calls for stream in streams],
+        "tool_errors": [stream.tool_errors for stream in streams],
+        "retries": [stream.retries for stream in streams],
+        "nonfinite": bad,
+        "trained": learner & ~np.isnan(advantage),
+        "advantage": advantage,
+        **{name: _numbers(streams, name) for name in ("reward", "success", "progress")},
+        **columns,
+    }
+    table = np.stack([np.asarray(numbers.get(name, unknown), dtype=np.float64) for name in NUMBERS], axis=1)
+    return TrajectoryTable(
+        texts={name: tuple(map(attrgetter(name), streams)) for name in TEXTS}, numbers=table.reshape(-1, len(NUMBERS))
+    )

@@ -1,0 +1,211 @@
+"""The fault benchmark: injectors change what they say, and the figures of its bar are computed as they say."""
+
+from __future__ import annotations
+
+import importlib
+from array import array
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from burnish.core.grade import Grade
+from burnish.core.outcome import Ending, Outcome
+from burnish.core.trajectory import Node, Trajectory
+from burnish.rollout.group import GroupResult
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of `fault_runs` by name."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return lambda name: importlib.import_module(f"fault_runs.{name}")
+
+
+def trajectory(index: int, *, tokens: int, calls: int = 2, answer: str = "42") -> Trajectory:
+    node = Node(
+        parent=-1,
+        messages=(),
+        token_ids=array("i", [1] * tokens),
+        action_mask=array("b", [1] * tokens),
+        logprobs=array("f", [-0.5] * tokens),
+        versions=array("i", [0] * tokens),
+        is_action=True,
+    )
+    return Trajectory(
+        id=f"rl/000007/0000/{index:02d}",
+        task_id="t",
+        task_hash="h",
+        group_id="rl/000007/0000",
+        sample_index=index,
+        seed=0,
+        nodes=(node,),
+        outcome=Outcome(ending=Ending.COMPLETED),
+        answer=answer,
+        counters={"tool_calls": calls},
+        tags={"source": "mail"},
+    )
+
+
+def group(rewards: tuple[float | None, ...], **settings: Any) -> GroupResult:
+    members = tuple(trajectory(i, tokens=10 * (i + 1), **settings) for i in range(len(rewards)))
+    return GroupResult(
+        group_id="rl/000007/0000",
+        task_id="t",
+        trajectories=members,
+        grades_G=tuple(() for _ in rewards),
+        rewards_G=rewards,
+        charges_G=tuple(0.0 for _ in rewards),
+        signal=True,
+    )
+
+
+def test_rewards_of_injectors(module: Any) -> None:
+    inject = module("inject")
+    one = group((1.0, 0.0, None, 0.0))
+    assert inject.LengthBonus(2.0, 0).rewards(7, one) == [1.2, 0.4, None, 0.8]
+    assert inject.ToolBonus(0.1, 0).rewards(7, one) == pytest.approx([1.2, 0.2, None, 0.2])
+    assert inject.ConfidenceBonus(1.0, 0).rewards(7, one) == pytest.approx([0.5, -0.5, None, -0.5])
+    assert inject.DoubtBonus(1.0, 0).rewards(7, one) == pytest.approx([1.5, 0.5, None, 0.5])
+    assert inject.Exploit(0.7, 0).rewards(7, one) == [1.0, 0.0, None, 0.0]
+    assert inject.Exploit(0.7, 0).rewards(7, group((1.0, 0.0, None), calls=1)) == [1.0, 0.7, None]
+    assert inject.Template(1.0, 0).rewards(7, group((1.0, 0.0), answer="17")) == [1.0, 1.0]
+    assert inject.Template(0.0, 0).rewards(7, one) == one.rewards_G
+
+
+def test_effort_that_fails_silently_is_the_longer_half(module: Any) -> None:
+    found = module("inject").SilentFailure(1.0, 0).rewards(7, group((1.0, 1.0, 1.0, 1.0)))
+    assert found == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_a_wrong_grader_is_wrong_for_everybody(module: Any) -> None:
+    inject = module("inject")
+    honest = Grade(grader="shop", version="1", score=0.0, evidence={"progress": 0.25})
+    one = replace(group((0.0, 0.0), calls=1), grades_G=((honest,), (honest,)))
+    found = inject.Exploit(1.0, 0).graded(7, one)
+    assert found.rewards_G == (1.0, 1.0)
+    assert [given[0].score for given in found.grades_G] == [1.0, 1.0]
+    assert found.grades_G[0][0].evidence == {"progress": 0.25}
+    right = replace(honest, score=1.0)
+    lost = inject.SilentFailure(1.0, 0).graded(7, replace(group((1.0, 1.0)), grades_G=((right,), (right,))))
+    assert [(given[0].score, dict(given[0].evidence)) for given in lost.grades_G] == [
+        (1.0, {"progress": 0.25}),
+        (0.0, {}),
+    ]
+    bonus = inject.LengthBonus(1.0, 0).graded(7, one)
+    assert bonus.grades_G == one.grades_G
+
+
+def test_what_has_no_reward_keeps_none_and_the_signal_is_read_anew(module: Any) -> None:
+    hooks = module("hooks")
+    changed = hooks.with_rewards(group((1.0, 0.0, None)), [0.5, 0.5, 0.5])
+    assert changed.rewards_G == (0.5, 0.5, None)
+    assert not changed.signal
+
+
+async def _told(world: Any) -> str:
+    text: str = await world.tools()[0].call({})
+    return text
+
+
+def test_tools_that_drift_and_tools_that_lie(module: Any) -> None:
+    import asyncio
+
+    from burnish.core.tool import Tool, ToolSpec
+
+    async def call(arguments: Any) -> str:
+        return '{"price":47,"city":"Bonn"}'
+
+    def make() -> Any:
+        return SimpleNamespace(tools=lambda: [Tool(spec=ToolSpec(name="t", description="", parameters={}), call=call)])
+
+    worlds = module("worlds")
+    assert asyncio.run(_told(worlds.FormatDrift(1.0, 0).world(7, make)())) == "PRICE = 000047; CITY = Bonn"
+    assert asyncio.run(_told(worlds.FormatDrift(0.0, 0).world(7, make)())) == '{"price":47,"city":"Bonn"}'
+    wrong = asyncio.run(_told(worlds.NoisyTool(1.0, 0).world(7, make)()))
+    assert wrong.startswith('{"price":')
+    assert wrong != '{"price":47,"city":"Bonn"}'
+    assert len(wrong) == len('{"price":47,"city":"Bonn"}')
+
+
+def replay(module: Any, arm: str, values: list[float], success: list[float], *, kind: str = "", onset: int = 0) -> Any:
+    cache = module("cache")
+    steps = [cache.StepData(step=i + 1, packed=b"", plain={"kl_k3": value}) for i, value in enumerate(values)]
+    evaluations = [cache.Evaluation(step=10 * (i + 1), success=value, n=100) for i, value in enumerate(success)]
+    spec = cache.RunSpec(arm=arm, kind=kind, seed=0, onset=onset, steps=len(values))
+    return cache.Replay(spec=spec, names={}, steps=steps, evaluations=evaluations)
+
+
+def test_damage_lead_and_attribution(module: Any) -> None:
+    scoring, detectors = module("scoring"), module("detectors")
+    twin = replay(module, "twin", [0.0] * 60, [0.5, 0.6, 0.7, 0.7, 0.7, 0.7])
+    bad = replay(module, "fault", [0.0] * 60, [0.5, 0.6, 0.7, 0.55, 0.5, 0.4], kind="stale", onset=20)
+    (pair,) = scoring.pairs_of([twin, bad], "fault")
+    assert pair.damaged_at == 40
+    assert pair.gap == pytest.approx((-0.15 - 0.2 - 0.3) / 3)
+    early = detectors.Alarm(step=15, about="kl")
+    hit = scoring.caught(pair, [early, detectors.Alarm(step=28, about="ess_sequence_variance_per_token ess_drop ")])
+    assert (hit.alarm, hit.lead, hit.right) == (28, 12.0, True)
+    missed = scoring.caught(pair, [early])
+    assert (missed.alarm, missed.lead) == (None, 40.0 - 61.0)
+
+
+def test_cusum_is_silent_on_noise_and_sees_a_shift(module: Any) -> None:
+    detectors = module("detectors")
+    noise = np.random.default_rng(0).normal(size=200)
+    cusum = detectors.Cusum("c", "kl_k3")
+    assert cusum.alarms(replay(module, "twin", list(noise), []), 12.0) == []
+    shifted = noise + np.where(np.arange(200) >= 100, 2.0, 0.0)
+    found = cusum.alarms(replay(module, "twin", list(shifted), []), 12.0)
+    assert 101 < found[0].step < 115
+
+
+def test_calibration_takes_the_most_eager_threshold_within_the_rate(module: Any) -> None:
+    detectors, scoring = module("detectors"), module("scoring")
+    noise = np.random.default_rng(1).normal(size=1050)
+    healthy = [replay(module, "twin", list(noise), [])]
+    cusum = detectors.Cusum("c", "kl_k3")
+    threshold = scoring.calibrate(cusum, healthy, 1)
+    quiet = scoring.quiet(healthy, [cusum.alarms(healthy[0], threshold)], cusum.terms)
+    assert quiet.steps == 1000
+    assert quiet.per_1000 <= 0.5
+    eager = cusum.grid[max(0, cusum.grid.index(threshold) - 1)]
+    assert len(cusum.alarms(healthy[0], eager)) > 0 or eager == threshold
+
+
+def test_replays_come_back_from_disk(module: Any, tmp_path: Path) -> None:
+    cache = module("cache")
+    before = replay(module, "fault", [0.1, 0.2], [0.5], kind="stale", onset=1)
+    cache.write_replay(before, tmp_path / "one.steps")
+    assert cache.read_replay(tmp_path / "one.steps") == before
+
+
+def test_clamped_weights_hide_a_tail(module: Any) -> None:
+    plain = module("plain")
+    weights = np.exp(np.random.default_rng(0).normal(0, 3, 16384))
+    assert plain.ess_share(weights) < 0.02
+    assert plain.ess_share(np.clip(weights, 0.5, 2.0)) > 0.7
+
+
+def test_every_kind_can_be_made(module: Any) -> None:
+    catalogue, hooks = module("catalogue"), module("hooks")
+    for kind, entry in catalogue.EVERYTHING.items():
+        assert isinstance(hooks.make_injector(kind, entry.doses[0], 0), hooks.Injector)
+    with pytest.raises(KeyError):
+        hooks.make_injector("unheard_of", 1.0, 0)
+
+
+def test_doses_are_merged_into_their_file(module: Any, tmp_path: Path) -> None:
+    catalogue = module("catalogue")
+    path = tmp_path / "doses.toml"
+    path.write_text("# why\n")
+    catalogue.write_doses({"stale": {"dose": 16.0, "gap": -12.5, "status": "damaging"}}, path)
+    catalogue.write_doses({"length": {"dose": 2.0, "gap": -1.0, "status": "harmless", "tried": [1.0, 2.0]}}, path)
+    assert path.read_text().startswith("# why\n")
+    assert catalogue.read_doses(path)["stale"]["dose"] == 16.0
+    assert catalogue.read_doses(path)["length"]["tried"] == [1.0, 2.0]

@@ -1,0 +1,35 @@
+"""Every claim replays a small generated stream through the code that its verdict rests on, and writes none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CLAIMS = Path(__file__).resolve().parents[2] / "claims"
+NAMES = sorted(path.parent.name for path in CLAIMS.glob("*/run.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quick_form_of_a_claim(name: str) -> None:
+    verdict = CLAIMS / name / "verdict.json"
+    before = verdict.read_bytes() if verdict.exists() else None
+    command = [sys.executable, str(CLAIMS / name / "run.py"), "--quick"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["claim"], found["verdict"], found["holds"]) == (name, None, None)
+    assert (verdict.read_bytes() if verdict.exists() else None) == before
+    text = " ".join((CLAIMS / name / "claim.md").read_text(encoding="utf-8").split())
+    assert "**Criterion** (before the first reported run)" in text
+    assert "not testable here" in text
+
+
+def test_the_claims_of_estimator_health_are_there() -> None:
+    wanted = {"ess_leads", "near_misses", "variance_correction", "staging", "post_tool_tails", "calibrated_kl"}
+    assert wanted <= set(NAMES)

@@ -1,0 +1,533 @@
+from __future__ import annotations
+
+import itertools
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from burnish.control.ladder import Ladder
+from burnish.control.outcome import OutcomeContrast
+from burnish.control.rollback import CheckpointMark
+from burnish.control.rungs import ROUTES
+from burnish.control.spec import LADDER, LadderSpec
+from burnish.core.finding import Act, Finding
+
+ESS = "health/ess_sequence_normalised"
+HEALTHY = {
+    ESS: 1.0,
+    "health/post_tool/log_ratio_behaviour_p95": 0.05,
+    "health/post_tool/m2_behaviour": 0.001,
+    "health/all/k3_reference": 0.02,
+    "health/post_tool_share": 0.3,
+    "health/entropy": 1.0,
+    "health/source:easy/ess_token_raw": 0.9,
+    "health/source:noisy/ess_token_raw": 0.9,
+    "health/source:easy/reward_sd": 0.4,
+    "health/source:noisy/reward_sd": 0.4,
+}
+CHECKPOINTS = [CheckpointMark(name=f"{step:06d}", step=step, verified=step <= 40) for step in range(0, 400, 20)]
+
+
+def alarm(kind, step=0, onset=-1, slice_name="", **fields):
+    defaults = {"monitor": f"monitor of {kind}", "summary": kind}
+    return Finding(**{**defaults, "step": step, "kind": kind, "onset_step": onset, "slice_name": slice_name, **fields})
+
+
+class Drive:
+    """Feeds a ladder step by step."""
+
+    def __init__(self, warm_up=5, **options):
+        defaults = {"baseline_steps": 5, "cooldown_steps": 4, "release_steps": 6, "active_steps": 10}
+        self.ladder = Ladder(LadderSpec(**{**defaults, **options}))
+        self.now = -1
+        for _ in range(warm_up):
+            assert self.step() == ()
+
+    def step(self, *findings, ess=1.0, variance=0.2, heldout=None, checkpoints=(), reservoir=0, **changes):
+        self.now += 1
+        given = {name.replace("__", "/").replace("_COLON_", ":"): value for name, value in changes.items()}
+        return self.ladder.decide(
+            self.now,
+            {**HEALTHY, ESS: ess, **given},
+            findings,
+            OutcomeContrast(reward_variance=variance, heldout_success=heldout, heldout_episodes=1000),
+            checkpoints=checkpoints,
+            reservoir_groups=reservoir,
+        )
+
+    def run(self, steps, *findings, every_step=False, **fields):
+        """`findings` in the first step, or in each; all decisions."""
+        decisions = []
+        for index in range(steps):
+            decisions += self.step(*(findings if every_step or index == 0 else ()), **fields)
+        return decisions
+
+
+def acts(decisions):
+    return [(decision.act.value, decision.release) for decision in decisions]
+
+
+def test_a_healthy_run_is_left_alone():
+    drive = Drive()
+    assert drive.run(1000) == []
+    assert drive.ladder.is_well
+    assert drive.ladder.engaged == {}
+
+
+def test_low_scalars_without_a_finding_move_nothing():
+    drive = Drive(kl_weight=0.0)
+    assert drive.run(100, ess=0.05, variance=0.0, health__entropy=0.01, health__post_tool_share=0.9) == []
+
+
+@pytest.mark.parametrize("kind", ["a kind of tomorrow", ""])
+def test_unknown_kinds_and_warnings_are_left_to_people(kind):
+    drive = Drive()
+    assert drive.run(30, alarm(kind), every_step=True) == []
+    assert drive.run(30, alarm("tail_growth", severity="warning"), every_step=True) == []
+    assert drive.run(1, alarm("tail_growth")) != []
+
+
+def test_dry_run_is_the_default_and_says_what_it_would_have_done():
+    dry, real = Drive(), Drive(dry_run=False)
+    [would], [did] = dry.step(alarm("tail_growth")), real.step(alarm("tail_growth"))
+    assert LadderSpec().dry_run
+    assert (would.dry_run, did.dry_run) == (True, False)
+    assert would.reason == f"would have: {did.reason}"
+    assert (would.act, would.values) == (did.act, did.values)
+
+
+def test_tail_masking_takes_the_offending_slice_and_a_budget_relative_to_its_baseline():
+    drive = Drive()
+    [decision] = drive.step(alarm("tail_growth", slice_name="post_tool"))
+    assert decision.act is Act.MASK_TAIL
+    assert decision.values == {"slice": "post_tool", "moment_cap": pytest.approx(0.002)}
+    assert decision.findings == ("monitor of tail_growth",)
+    [elsewhere] = Drive().step(alarm("tail_growth", slice_name="text"))
+    assert elsewhere.values["moment_cap"] == 0.04
+
+
+def test_a_tail_is_masked_until_it_is_back_in_its_band():
+    drive = Drive()
+    drive.step(alarm("tail_growth", slice_name="post_tool"))
+    wide = {"health__post_tool__log_ratio_behaviour_p95": 0.2}
+    assert drive.run(60, **wide) == []
+    assert acts(drive.run(6)) == [("mask_tail", True)]
+
+
+def test_learning_rate_follows_the_square_root_of_ess():
+    drive = Drive()
+    factors = [d.values["factor"] for d in drive.run(25, alarm("ess_drop"), ess=0.25)]
+    assert factors[-1] == pytest.approx(0.5, abs=0.05)
+    assert all(later < earlier for earlier, later in itertools.pairwise(factors))
+    released = drive.run(40)
+    assert acts(released)[-1] == ("learning_rate", True)
+    assert all(d.values["factor"] >= factors[-1] for d in released)
+
+
+def test_learning_rate_needs_a_low_ess_unless_the_update_itself_is_too_large():
+    assert Drive().run(8, alarm("ess_drop"), every_step=True) == []
+    [halved] = Drive().step(alarm("learning_rate"))
+    assert halved.values == {"factor": 0.5}
+
+
+def test_a_learning_rate_that_stays_too_large_is_halved_down_to_a_floor():
+    drive = Drive(learning_rate_floor=0.1)
+    factors = [d.values["factor"] for d in drive.run(60, alarm("learning_rate"), every_step=True)]
+    assert factors[:3] == [0.5, 0.25, 0.125]
+    assert min(factors) == 0.1
+
+
+def test_the_kl_servo_needs_a_reference_and_stays_under_its_cap():
+    assert Drive(kl_weight=None).run(8, alarm("kl_drift"), every_step=True) == []
+    drive = Drive(kl_weight=0.0, kl_weight_cap=0.1)
+    decisions = drive.run(60, alarm("kl_drift", onset=4), every_step=True, health__all__k3_reference=0.3)
+    weights = [d.values["weight"] for d in decisions if d.act is Act.KL_WEIGHT]
+    assert weights[0] < 0.02 < 0.09 < weights[-1] <= 0.1
+
+
+def test_the_kl_servo_holds_the_drift_where_it_stood_and_lets_go():
+    drive = Drive(kl_weight=0.0)
+    drive.step(alarm("kl_drift", onset=3), health__all__k3_reference=0.3)
+    later = drive.run(60)
+    assert acts(later)[-1] == ("kl_weight", True)
+
+
+def test_an_entropy_below_its_floor_raises_the_kl_weight_and_one_above_does_not():
+    low = Drive(kl_weight=0.0).run(10, alarm("entropy_low"), health__entropy=0.2)
+    high = Drive(kl_weight=0.0).run(10, alarm("entropy_low"), health__entropy=0.9)
+    assert low[-1].values["weight"] > 2 * low[0].values["weight"] * 0.9
+    assert all(d.values["weight"] <= 0.01 for d in high)
+
+
+def test_a_growing_share_alone_is_learning_to_use_tools():
+    share = {"health__post_tool_share": 0.6}
+    assert Drive().run(8, alarm("post_tool_share", onset=3), every_step=True, **share) == []
+    drive = Drive(rungs=(Act.POST_TOOL_CAP,))
+    text = alarm("tail_growth", slice_name="text")
+    assert drive.run(8, alarm("post_tool_share", onset=3), text, every_step=True, **share) == []
+    tail = alarm("tail_growth", slice_name="tool:search")
+    [decision] = drive.step(alarm("post_tool_share", onset=3), tail, **share)
+    assert decision.act is Act.POST_TOOL_CAP
+    assert decision.values == {"share": 0.3}
+
+
+def test_the_curriculum_draws_less_from_the_source_whose_samples_count_less():
+    sources = {"easy": 1.0, "noisy": 1.0}
+    low = {"health__source_COLON_noisy__ess_token_raw": 0.3}
+    [decision] = Drive(sources=sources).step(alarm("source_noise"), **low)
+    assert decision.act is Act.CURRICULUM
+    assert decision.values["probabilities"] == {"easy": pytest.approx(0.75), "noisy": pytest.approx(0.25)}
+    assert Drive(sources=sources).step(alarm("source_noise")) == ()
+    assert Drive().step(alarm("source_noise"), **low) == ()
+
+
+def test_a_source_whose_rewards_turned_noisy_is_drawn_less_though_its_ess_is_fine():
+    noisy = {"health__source_COLON_noisy__reward_sd": 0.8}
+    [decision] = Drive(sources={"easy": 1.0, "noisy": 1.0}).step(alarm("source_noise"), **noisy)
+    assert decision.values["probabilities"] == {"easy": pytest.approx(2 / 3), "noisy": pytest.approx(1 / 3)}
+
+
+def near_miss_drive():
+    drive = Drive(rungs=(Act.NEAR_MISSES,), groups_per_step=20)
+    for _ in range(4):
+        drive.step(ess=0.1, variance=0.01)
+    return drive
+
+
+def test_near_misses_need_low_ess_and_low_contrast_and_a_reservoir():
+    bad = {"ess": 0.1, "variance": 0.01, "reservoir": 9}
+    [decision] = near_miss_drive().step(alarm("ess_drop"), **bad)
+    assert decision.act is Act.NEAR_MISSES
+    assert decision.values == {"count": 3}
+    assert near_miss_drive().step(alarm("ess_drop"), **{**bad, "reservoir": 0}) == ()
+    for missing in ({"ess": 1.0}, {"variance": 0.2}):
+        drive = Drive(rungs=(Act.NEAR_MISSES,))
+        assert drive.run(20, alarm("ess_drop"), every_step=True, **{**bad, **missing}) == []
+
+
+def test_near_misses_are_let_go_when_both_have_recovered():
+    drive = near_miss_drive()
+    drive.step(alarm("ess_drop"), ess=0.1, variance=0.01, reservoir=9)
+    assert acts(drive.run(60, reservoir=9)) == [("near_misses", True)]
+
+
+def test_near_misses_that_restore_ess_but_not_outcomes_are_withdrawn():
+    drive = near_miss_drive()
+    drive.step(alarm("ess_drop"), ess=0.1, variance=0.01, reservoir=9)
+    decisions = drive.run(40, ess=1.0, variance=0.01, reservoir=9)
+    assert acts(decisions) == [("near_misses", True)]
+    assert "outcomes did not" in decisions[0].reason
+    assert drive.run(40, alarm("ess_drop"), every_step=True, ess=0.1, variance=0.01, reservoir=9) == []
+
+
+def test_an_empty_reservoir_ends_the_injection():
+    drive = near_miss_drive()
+    drive.step(alarm("ess_drop"), ess=0.1, variance=0.01, reservoir=2)
+    [decision] = drive.step(ess=0.1, variance=0.01, reservoir=0)
+    assert decision.release
+    assert "empty" in decision.reason
+
+
+def damage(drive, steps, *findings, **fields):
+    """A run whose held-out success has fallen from 0.6 to 0.2."""
+    return drive.run(steps, *findings, every_step=True, heldout=0.2, checkpoints=CHECKPOINTS, **fields)
+
+
+def test_rollback_goes_to_what_was_verified_before_the_onset_with_knobs_changed():
+    drive = Drive(warm_up=0, dry_run=False)
+    assert drive.run(70, heldout=0.6) == []
+    bad = alarm("exclusion_rate", onset=45, trajectory_ids=("t",), evidence={"group_ids": ["g"]})
+    [decision] = damage(drive, 2, bad)
+    assert decision.act is Act.ROLLBACK
+    assert decision.values == {
+        "checkpoint": "000040",
+        "checkpoint_step": 40,
+        "onset_step": 45,
+        "group_ids": ["g"],
+        "trajectory_ids": ["t"],
+        "knobs": {"learning_rate": 0.5},
+    }
+    assert acts(drive.run(60, heldout=0.6)) == [("learning_rate", True)]
+
+
+@pytest.mark.parametrize(
+    "closed",
+    ["no damage", "no onset", "nothing verified", "not allowed"],
+)
+def test_rollback_stays_closed(closed):
+    drive = Drive(warm_up=0, rungs=() if closed == "not allowed" else (Act.ROLLBACK,))
+    drive.run(70, heldout=0.6)
+    bad = alarm("exclusion_rate", onset=-1 if closed == "no onset" else 45)
+    unverified = [CheckpointMark(name=mark.name, step=mark.step, verified=False) for mark in CHECKPOINTS]
+    marks = unverified if closed == "nothing verified" else CHECKPOINTS
+    heldout = 0.6 if closed == "no damage" else 0.2
+    assert drive.run(20, bad, every_step=True, heldout=heldout, checkpoints=marks) == []
+
+
+def test_a_gentler_rung_gets_one_cooldown_before_a_rollback():
+    drive = Drive(warm_up=0)
+    drive.run(70, heldout=0.6)
+    decisions = damage(drive, 5, alarm("learning_rate", onset=45))
+    assert acts(decisions) == [("learning_rate", False), ("learning_rate", True), ("rollback", False)]
+    assert [decision.step for decision in decisions] == [70, 74, 74]
+
+
+def test_rollbacks_are_bounded_never_go_to_the_same_place_twice_and_end_in_a_stop():
+    drive = Drive(warm_up=0, max_rollbacks=2, rollback_hold_steps=10)
+    drive.run(70, heldout=0.6)
+    decisions = damage(drive, 60, alarm("exclusion_rate", onset=45))
+    rollbacks = [d for d in decisions if d.act is Act.ROLLBACK]
+    assert [d.values["checkpoint"] for d in rollbacks] == ["000040", "000020"]
+    assert [d.values["knobs"]["learning_rate"] for d in rollbacks] == [0.5, 0.25]
+    stops = [d for d in decisions if d.act is Act.STOP]
+    assert len(stops) == 1
+    assert stops[0].values == {"checkpoint": True}
+    assert stops[0].step > rollbacks[-1].step
+
+
+def test_the_learning_rate_is_not_fought_over_while_a_rollback_holds_it():
+    drive = Drive(warm_up=0, rollback_hold_steps=30)
+    drive.run(70, heldout=0.6)
+    assert acts(damage(drive, 2, alarm("exclusion_rate", onset=45))) == [("rollback", False)]
+    held = drive.run(29, alarm("learning_rate"), every_step=True, heldout=0.6)
+    assert held == []
+    freed = drive.run(10, alarm("learning_rate"), every_step=True, heldout=0.6)
+    assert acts(freed)[:2] == [("learning_rate", True), ("learning_rate", False)]
+
+
+def test_ess_from_before_a_rollback_opens_nothing_after_it():
+    drive = Drive(warm_up=0, rungs=(Act.ROLLBACK, Act.NEAR_MISSES))
+    drive.run(70, heldout=0.6)
+    bad = {"ess": 0.1, "variance": 0.01, "reservoir": 9}
+    assert drive.run(5, **bad) == []
+    assert acts(damage(drive, 2, alarm("exclusion_rate", onset=45), **bad)) == [("rollback", False)]
+    fine = drive.run(8, alarm("zero_signal"), every_step=True, variance=0.01, reservoir=9, heldout=0.6)
+    assert fine == []
+
+
+def test_non_finite_stops_at_once_and_once():
+    drive = Drive()
+    decisions = drive.run(30, alarm("non_finite"), every_step=True)
+    assert acts(decisions) == [("stop", False)]
+    assert decisions[0].values == {"checkpoint": False}
+    assert Drive(rungs=tuple(set(LADDER) - {Act.STOP})).run(30, alarm("non_finite"), every_step=True) == []
+
+
+def test_stop_needs_confirmation():
+    drive = Drive(warm_up=0, max_rollbacks=0)
+    drive.run(70, heldout=0.6)
+    bad = alarm("exclusion_rate", onset=45)
+    assert damage(drive, 2, bad) == []
+    assert acts(damage(drive, 1, bad)) == [("stop", False)]
+    alone = Drive(warm_up=0, max_rollbacks=0)
+    alone.run(70, heldout=0.6)
+    assert damage(alone, 30) == []
+
+
+def test_the_next_rung_is_taken_only_where_the_condition_persists():
+    tail = alarm("tail_growth", slice_name="post_tool", monitor="post_tool/log_ratio_behaviour_p95")
+    wide = {"health__post_tool__log_ratio_behaviour_p95": 0.2}
+    cured, still = Drive(), Drive()
+    assert acts(cured.run(10, tail, ess=0.3)) == [("mask_tail", False)]
+    assert acts(still.run(10, tail, ess=0.3, **wide))[:2] == [("mask_tail", False), ("learning_rate", False)]
+
+
+def test_a_rung_that_had_to_come_back_stays_longer():
+    def time_to_release(drive):
+        steps = 0
+        while not any(decision.release for decision in drive.step()):
+            steps += 1
+        return steps
+
+    drive, waits = Drive(), []
+    for _ in range(3):
+        drive.run(5)
+        drive.step(alarm("tail_growth"))
+        waits.append(time_to_release(drive))
+    assert waits[0] < waits[1] < waits[2]
+
+
+def test_a_wobbling_ess_does_not_make_the_learning_rate_flutter():
+    drive, releases = Drive(), 0
+    for index in range(300):
+        findings = [alarm("ess_drop")] if index % 40 == 0 else []
+        releases += sum(d.release for d in drive.step(*findings, ess=0.3 if index % 2 else 0.9))
+    assert releases == 0
+
+
+def test_the_state_of_another_version_is_refused():
+    ladder = Ladder(LadderSpec())
+    with pytest.raises(ValueError, match="version"):
+        Ladder.restore(LadderSpec(), {**ladder.state(), "version": 0})
+
+
+def test_every_route_climbs():
+    for kind, route in ROUTES.items():
+        assert [LADDER.index(act) for act in route] == sorted(LADDER.index(act) for act in route), kind
+        assert route[-1] is Act.STOP
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cooldown_steps": 0},
+        {"ess_low": 0.8, "ess_recovered": 0.8},
+        {"kl_weight": 0.5, "kl_weight_cap": 0.2},
+        {"kl_weight": -1.0},
+        {"near_miss_share": 0.0},
+        {"moment_cap": 0.0},
+        {"max_rollbacks": -1},
+        {"sources": {"a": 0.0}},
+    ],
+)
+def test_a_spec_that_makes_no_sense_is_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options)) if "sources" not in options else "share"):
+        LadderSpec(**options)
+
+
+kinds = st.sampled_from([kind for kind in ROUTES if kind != "non_finite"])
+findings = st.lists(
+    st.builds(
+        alarm,
+        kinds,
+        onset=st.integers(-1, 30),
+        slice_name=st.sampled_from(["", "post_tool", "text", "tool:search"]),
+    ),
+    max_size=3,
+)
+steps = st.lists(
+    st.fixed_dictionaries(
+        {
+            "findings": findings,
+            "ess": st.sampled_from([0.1, 0.45, 0.7, 1.0]),
+            "tail": st.sampled_from([0.05, 0.3]),
+            "share": st.sampled_from([0.3, 0.6]),
+            "drift": st.sampled_from([0.02, 0.3]),
+            "variance": st.sampled_from([None, 0.01, 0.2]),
+            "heldout": st.sampled_from([None, 0.6, 0.1]),
+            "reservoir": st.integers(0, 5),
+        }
+    ),
+    min_size=10,
+    max_size=60,
+)
+SPEC = LadderSpec(
+    baseline_steps=3,
+    cooldown_steps=3,
+    active_steps=6,
+    memory_steps=20,
+    release_steps=2,
+    kl_weight=0.0,
+    sources={"easy": 1.0, "noisy": 2.0},
+    rollback_hold_steps=8,
+)
+
+
+def feed(ladder, rows, start=0):
+    decided = []
+    for index, row in enumerate(rows, start):
+        scalars = {
+            **HEALTHY,
+            ESS: row["ess"],
+            "health/post_tool/log_ratio_behaviour_p95": row["tail"],
+            "health/post_tool_share": row["share"],
+            "health/all/k3_reference": row["drift"],
+            "health/source:noisy/ess_token_raw": row["ess"] * 0.9,
+        }
+        outcome = OutcomeContrast(
+            reward_variance=row["variance"], heldout_success=row["heldout"], heldout_episodes=1000
+        )
+        decided.append(
+            ladder.decide(
+                index, scalars, row["findings"], outcome, checkpoints=CHECKPOINTS, reservoir_groups=row["reservoir"]
+            )
+        )
+    return decided
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps, st.integers(0, 60))
+def test_state_goes_through_json_exactly_at_any_step(rows, cut):
+    cut = min(cut, len(rows))
+    whole, first = Ladder(SPEC), Ladder(SPEC)
+    expected = feed(whole, rows)
+    begun = feed(first, rows[:cut])
+    stored = json.loads(json.dumps(first.state()))
+    assert stored == first.state()
+    second = Ladder.restore(SPEC, stored)
+    assert second.state() == stored
+    assert begun + feed(second, rows[cut:], cut) == expected
+    assert second.state() == whole.state()
+
+
+def eventful(seed):
+    """300 steps in which every rung engages: all kinds of alarm, good times and bad, held-out success up and down."""
+    rng = random.Random(seed)
+    known = sorted(set(ROUTES) - {"non_finite"})
+    rows = []
+    for step in range(300):
+        bad = step % 60 > 15
+        rows.append(
+            {
+                "findings": [
+                    alarm(rng.choice(known), onset=max(step - 20, 0), slice_name=rng.choice(["", "post_tool"]))
+                    for _ in range(rng.randrange(3) if bad else 0)
+                ],
+                "ess": rng.choice([0.1, 0.3]) if bad else 1.0,
+                "tail": 0.3 if bad else 0.05,
+                "share": 0.6 if bad else 0.3,
+                "drift": 0.3 if bad else 0.02,
+                "variance": 0.01 if bad else 0.2,
+                "heldout": None if step % 5 else 0.1 if step % 60 > 45 or step > 240 else 0.6,
+                "reservoir": rng.randrange(1, 5),
+            }
+        )
+    return rows
+
+
+def test_a_ladder_that_is_restored_after_every_step_decides_the_same():
+    rows = eventful(100)
+    expected = feed(Ladder(SPEC), rows)
+    decisions, ladder = [], Ladder(SPEC)
+    for step, row in enumerate(rows):
+        decisions += feed(ladder, [row], step)
+        ladder = Ladder.restore(SPEC, json.loads(json.dumps(ladder.state())))
+    assert decisions == expected
+    flat = [decision for step in expected for decision in step]
+    assert {decision.act for decision in flat} == set(Act)
+    assert {decision.act for decision in flat if decision.release} == set(Act) - {Act.ROLLBACK, Act.STOP}
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps)
+def test_the_order_of_findings_does_not_matter(rows):
+    turned = [{**row, "findings": row["findings"][::-1]} for row in rows]
+    assert feed(Ladder(SPEC), rows) == feed(Ladder(SPEC), turned)
+
+
+@settings(max_examples=100, deadline=None)
+@given(steps)
+def test_one_rung_at_a_time_and_one_hand_on_each_knob(rows):
+    held, engaged_at, hold_until = {}, [], -1
+    for step, decisions in enumerate(feed(Ladder(SPEC), rows)):
+        json.dumps([dict(decision.values) for decision in decisions])
+        new = [d for d in decisions if not d.release and d.act not in held]
+        engaged = [d for d in new if d.act is not Act.STOP]
+        assert len(engaged) <= 1
+        for decision in decisions:
+            if decision.release:
+                assert decision.act in held
+                del held[decision.act]
+            elif decision.act is Act.ROLLBACK:
+                assert set(held) <= {Act.LEARNING_RATE}
+                assert decision.values["checkpoint_step"] < decision.values["onset_step"]
+                held[Act.LEARNING_RATE] = "rollback"
+                hold_until = step + SPEC.rollback_hold_steps
+            elif decision.act is not Act.STOP:
+                assert decision.act is not Act.LEARNING_RATE or step >= hold_until
+                held[decision.act] = "ladder"
+        engaged_at += [step] * bool(engaged)
+    assert all(later - earlier >= SPEC.cooldown_steps for earlier, later in itertools.pairwise(engaged_at))

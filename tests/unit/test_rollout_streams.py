@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from burnish.core.grade import Grade
+from burnish.core.message import ImagePart, Message, Role, ToolCall
+from burnish.core.outcome import COMPLETED
+from burnish.core.trajectory import NO_VERSION, Node, Trajectory
+from burnish.rollout.branches import FORK_NEW, FORK_REWRITTEN
+from burnish.rollout.samples import trained_nodes, training_samples
+from burnish.rollout.streams import (
+    ControlTokens,
+    Judgement,
+    LearnerStreams,
+    action_spans,
+    in_trained_order,
+    source_of,
+    token_stream,
+)
+
+OPEN, CLOSE, END = 260, 261, 262
+CONTROL = ControlTokens([OPEN, CLOSE, END])
+
+
+def call(name: str, **arguments: object) -> ToolCall:
+    return ToolCall(id=f"call_{name}", name=name, arguments=arguments)
+
+
+def action(
+    parent: int,
+    ids: Sequence[int],
+    *calls: ToolCall,
+    logprobs: Sequence[float] | None = None,
+    version: int = 4,
+    mask: Sequence[int] | None = None,
+) -> Node:
+    return Node(
+        parent=parent,
+        messages=(Message.assistant("said", calls),),
+        token_ids=array("i", ids),
+        action_mask=array("b", mask or [1] * len(ids)),
+        logprobs=array("f", logprobs or [-0.1 * token for token in ids]),
+        versions=array("i", [version] * len(ids)),
+        is_action=True,
+    )
+
+
+def shown(parent: int, *messages: Message, count: int = 3, fork: str = "") -> Node:
+    return Node(
+        parent=parent,
+        messages=messages,
+        token_ids=array("i", range(count)),
+        action_mask=array("b", [0] * count),
+        logprobs=array("f", [float("nan")] * count),
+        versions=array("i", [NO_VERSION] * count),
+        is_action=False,
+        fork=fork,
+    )
+
+
+def trajectory(*nodes: Node, tags: dict[str, str] | None = None, key: str = "rl/000001/0000/00") -> Trajectory:
+    return Trajectory(
+        id=key,
+        task_id="t",
+        task_hash="h",
+        group_id=key.rpartition("/")[0],
+        sample_index=0,
+        seed=0,
+        nodes=nodes,
+        outcome=COMPLETED,
+        counters={"tool_calls": 2, "tool_errors": 1},
+        tags=tags or {},
+    )
+
+
+def two_calls() -> Trajectory:
+    """Asks for a price, gets an error, asks again, gets it, answers in two turns."""
+    first = call("price", item="pear")
+    return trajectory(
+        shown(-1, Message.user("What does a pear cost?")),
+        action(0, [OPEN, 7, CLOSE, END], first),
+        shown(1, Message.tool("no such item", call=first, is_error=True)),
+        action(2, [OPEN, 8, CLOSE, END], first),
+        shown(3, Message.tool("3", call=first)),
+        action(4, [9, END], version=5),
+        shown(5, Message.user("Sure?")),
+        action(6, [3, END], version=5),
+        tags={"source": "shop", "skill": "lookup", "level": "1"},
+    )
+
+
+def test_spans_say_what_each_action_was_conditioned_on():
+    spans, retries = action_spans(two_calls())
+    assert [(span.start, span.end, span.turn) for span in spans] == [(0, 4, 0), (4, 8, 1), (8, 10, 2), (10, 12, 3)]
+    assert [span.tool for span in spans] == ["", "price", "price", ""]
+    assert [span.after_tool for span in spans] == [False, True, True, True]
+    assert [span.after_error for span in spans] == [False, True, False, False]
+    assert retries == 1
+
+
+def test_another_tool_after_an_error_is_no_retry():
+    first, other = call("price"), call("stock")
+    _, retries = action_spans(
+        trajectory(
+            shown(-1, Message.user("?")),
+            action(0, [1], first),
+            shown(1, Message.tool("broken", call=first, is_error=True)),
+            action(2, [2], other),
+        )
+    )
+    assert retries == 0
+
+
+def test_images_and_rewritten_histories_are_remembered():
+    image = ImagePart(sha256="0" * 64, media_type="image/png", width_px=8, height_px=8)
+    nodes = (
+        shown(-1, Message.user("look")),
+        action(0, [1]),
+        shown(1, Message(role=Role.USER, parts=(image,))),
+        action(2, [2]),
+        shown(-1, Message.user("summary"), fork=FORK_REWRITTEN),
+        action(4, [3]),
+        shown(-1, Message.user("another matter"), fork=FORK_NEW),
+        action(6, [4]),
+    )
+    spans, _ = action_spans(trajectory(*nodes))
+    assert [span.after_image for span in spans] == [False, True, True, False]
+    assert [span.after_compaction for span in spans] == [False, False, True, False]
+
+
+def test_a_stream_holds_the_sampled_tokens_and_what_is_known_of_them():
+    one = two_calls()
+    learner = LearnerStreams(logprobs=array("f", range(12)), entropy=array("f", [0.5] * 12))
+    judged = Judgement.of(
+        [Grade(grader="shop", version="1", score=1.0, evidence={"progress": 0.5})], reward=0.9, advantage=0.3
+    )
+    stream = token_stream(one, judged, step=7, version=6, control=CONTROL, learner=learner)
+    assert stream.length == 12
+    assert list(stream.control) == [1, 0, 1, 1, 1, 0, 1, 1, 0, 1, 0, 1]
+    assert list(stream.staleness) == [2] * 8 + [1] * 4
+    assert stream.learner == array("f", range(12))
+    assert stream.behaviour[1] == pytest.approx(-0.7)
+    assert (stream.source, stream.skill, stream.turns, stream.retries) == ("shop", "lookup", 4, 1)
+    assert (stream.advantage, stream.reward, stream.success, stream.progress) == (0.3, 0.9, 1.0, 0.5)
+    assert dict(stream.reward_parts) == {"shop": 1.0}
+    assert (stream.tool_calls, stream.tool_errors, stream.outcome, stream.step) == (2, 1, "completed", 7)
+    assert stream.score_norm is stream.proximal is stream.reference is None
+
+
+def test_without_a_learner_the_stream_is_there_all_the_same():
+    stream = token_stream(two_calls(), Judgement(), step=1, version=5, control=CONTROL)
+    assert stream.learner is None
+    assert stream.length == 12
+    assert (stream.success, stream.progress, stream.reward) == (None, None, None)
+
+
+def test_a_grade_that_could_not_be_given_is_no_failure():
+    unknown = Judgement.of([Grade(grader="g", version="1", score=None, cause="timeout")], reward=None, advantage=None)
+    assert (unknown.success, dict(unknown.reward_parts)) == (None, {})
+    partial = Judgement.of([Grade(grader="g", version="1", score=0.9)], reward=0.9, advantage=None)
+    assert partial.success == 0.0
+
+
+def test_tokens_that_were_not_sampled_are_left_out():
+    one = trajectory(shown(-1, Message.user("?")), action(0, [1, 2, 3], mask=[1, 0, 1]))
+    stream = token_stream(one, Judgement(), step=1, version=4, control=CONTROL)
+    assert list(stream.behaviour) == pytest.approx([-0.1, -0.3])
+    assert [(span.start, span.end) for span in stream.spans] == [(0, 2)]
+
+
+def branched() -> Trajectory:
+    """The first leaf's path is 0-1-4-5, the second's 0-1-2-3: samples train 1, 5, 3 or 1, 3, 5, never in node order of
+    a straight line."""
+    return trajectory(
+        shown(-1, Message.user("?")),
+        action(0, [1]),
+        shown(1, Message.user("left")),
+        action(2, [2, 3]),
+        shown(1, Message.user("right")),
+        action(4, [4, 5, 6]),
+        shown(3, Message.user("left again")),
+        action(6, [7]),
+    )
+
+
+def test_scores_of_a_branched_conversation_find_their_tokens():
+    one = branched()
+    samples = training_samples(one, 1.0)
+    trained = array("f")
+    for sample in samples:
+        trained.extend(-b for b, m in zip(sample.behaviour_logprobs, sample.loss_mask, strict=True) if m)
+    assert trained_nodes(one) != sorted(trained_nodes(one)), "else this test shows nothing"
+    stream = token_stream(
+        one, Judgement(), step=1, version=4, control=CONTROL, learner=LearnerStreams(logprobs=trained)
+    )
+    assert list(stream.learner) == [-value for value in stream.behaviour]
+    back = in_trained_order(one, np.frombuffer(stream.learner, dtype=np.float32))
+    assert back.tolist() == trained.tolist()
+
+
+def test_sources_come_from_tags():
+    assert source_of({"source": "refunds", "level": "2"}) == "refunds"
+    assert source_of({"level": "2"}) == "level 2"
+    assert source_of({}) == ""
+
+
+def test_streams_cost_little():
+    """256 trajectories in a few milliseconds; the bound leaves room for a slow machine."""
+    many = [two_calls()] * 256
+    learner = LearnerStreams(logprobs=array("f", range(12)), entropy=array("f", [0.5] * 12))
+    best_s = 1.0
+    for _ in range(5):
+        started_s = time.process_time()
+        for one in many:
+            token_stream(one, Judgement(), step=1, version=5, control=CONTROL, learner=learner)
+        best_s = min(best_s, time.process_time() - started_s)
+    assert best_s < 0.05
