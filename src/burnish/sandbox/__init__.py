@@ -1,0 +1,1 @@
+"""Running what a model wrote: the ladder of isolation, limits, results read back safely."""
