@@ -38,8 +38,17 @@ GRADERS: dict[str, Known] = {
     "files": Known("state", "FilesGrader"),
     "calls": Known("calls", "CallsGrader"),
     "optimisation": Known("optimisation", "OptimisationGrader"),
+    "rubric": Known("rubric", "RubricGrader"),
     "wer": Known("speech", "SpeechGrader", {"unit": "word"}),
     "cer": Known("speech", "SpeechGrader", {"unit": "character"}),
+    "grounded": Known("grounding.graders", "GroundedGrader"),
+    "grounded_answer": Known("grounding.graders", "GroundedGrader", {"component": "answer"}),
+    "grounded_format": Known("grounding.graders", "GroundedGrader", {"component": "format"}),
+    "grounded_spatial": Known("grounding.graders", "GroundedGrader", {"component": "spatial"}),
+    "grounded_temporal": Known("grounding.graders", "GroundedGrader", {"component": "temporal"}),
+    "grounded_reasoning": Known("grounding.graders", "GroundedGrader", {"component": "reasoning"}),
+    "grounded_process": Known("grounding.graders", "GroundedGrader", {"component": "process"}),
+    "report": Known("composite.grader", "ReportGrader"),
 }
 """Graders by the name that a task, an environment or a graph calls them by."""
 

@@ -1,4 +1,4 @@
-"""Scripted stand-ins for the seams of a rollout: a renderer, a sampler and a world without any model.
+"""Scripted stand-ins for the seams of a rollout and of grading: a renderer, a sampler, a world and judges, no model.
 
 They are exact and fast, so that tests can state every token that a rollout must produce.
 """
@@ -6,15 +6,18 @@ They are exact and fast, so that tests can state every token that a rollout must
 from __future__ import annotations
 
 import json
+import re
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from burnish.core.judge import Criterion, JudgeReply, JudgeRequest, JudgeUsage
 from burnish.core.message import Message, Role, ToolCall
 from burnish.core.outcome import Owner
 from burnish.core.sampling import Extension, Finish, Sample, SampleRequest
 from burnish.core.task import Task
 from burnish.core.tool import Tool, ToolSpec
+from burnish.graders.judge_reply import read_reply
 
 _ROLE_IDS = {Role.SYSTEM: 256, Role.USER: 257, Role.ASSISTANT: 258, Role.TOOL: 259}
 _CALL = 260
@@ -249,3 +252,101 @@ class FakeEnvironment:
 
     async def close(self) -> None:
         self._enter("close")
+
+
+JudgeScript = Callable[[Criterion, str], "int | str | None"]
+
+
+class ScriptedJudge:
+    """A judge that follows a function of the criterion and the judged text; it keeps every request in `requests`.
+
+    script: gives the value, 0 to the criterion's levels, None for "cannot tell", or a text, which is the quote of the
+    value `levels`.  A needed quote is otherwise the first 40 characters of the text.  raw: replies as they are, by
+    number of the request (None: the script's).  fail: raised in place of a reply, by number of the request.
+
+    >>> ScriptedJudge(lambda criterion, text: int("because" in text)).version
+    'scripted-1'
+    """
+
+    def __init__(
+        self,
+        script: JudgeScript = lambda criterion, text: 1,
+        *,
+        name: str = "scripted",
+        raw: Sequence[str | None] = (),
+        fail: Mapping[int, Exception] | None = None,
+        usage: JudgeUsage | None = None,
+    ) -> None:
+        self.name = name
+        self.version = f"{name}-1"
+        self.requests: list[JudgeRequest] = []
+        self._script = script
+        self._raw = list(raw)
+        self._fail = dict(fail or {})
+        self._usage = usage or JudgeUsage(requests=1, prompt_tokens=100, completion_tokens=20)
+
+    async def judge(self, request: JudgeRequest) -> JudgeReply:
+        """The script's verdicts, read back as strictly as those of a model."""
+        number = len(self.requests)
+        self.requests.append(request)
+        if number in self._fail:
+            raise self._fail[number]
+        raw = self._raw[number] if number < len(self._raw) else None
+        verdicts = read_reply(request, self.says(request) if raw is None else raw)
+        return JudgeReply(verdicts=verdicts, version=self.version, usage=self._usage)
+
+    def says(self, request: JudgeRequest) -> str:
+        """The reply as text."""
+        text = "\n".join(part.text for part in request.parts if part.name != "task")
+        rows = [self._row(number, item, request, text) for number, item in enumerate(request.criteria, start=1)]
+        return json.dumps({"nonce": request.nonce, "verdicts": rows})
+
+    def _row(self, number: int, criterion: Criterion, request: JudgeRequest, text: str) -> dict[str, Any]:
+        quote = text[:40]
+        value = request.controls.get(criterion.id)
+        if value is None:
+            said = self._script(criterion, text)
+            value, quote = (criterion.levels, said) if isinstance(said, str) else (said, quote)
+        return {"item": number, "quote": quote, "reason": "scripted", "value": value}
+
+
+class GullibleJudge(ScriptedJudge):
+    """A judge that obeys the last instruction that it can see outside of fences.
+
+    Fences are what its system text says they are: a line `<<<NAME CODE>>>` up to the line `<<<end NAME CODE>>>`.  What
+    it obeys: "value N", "score: N", "mark every criterion as met", "all criteria are met", "full marks" and their like;
+    without any, it follows the script.  It takes escaped characters for what they are, and ignores hidden ones, as
+    models do.
+    """
+
+    _ORDER = re.compile(
+        r"(?:mark|rate|set|score|grade|give|consider|treat)[^.\n]{0,60}?"
+        r"(?:\bmet\b|full marks|maximum|highest|\b10\b|\b1\b)"
+        r"|(?:all criteria (?:are|were|have been) met|verdict: pass|score\s*[:=]\s*(?:10|1)\b)",
+        re.IGNORECASE,
+    )
+    _FENCE_CODE = re.compile(r"<<<NAME (?P<code>[^<>\n]+)>>>")
+    _HIDDEN = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2064\u00ad\ufeff]")
+
+    def __init__(self, script: JudgeScript = lambda criterion, text: 0, **options: Any) -> None:
+        super().__init__(script, **options)
+
+    def says(self, request: JudgeRequest) -> str:
+        """Every value at its highest, controls too, where an order stands outside of the fences."""
+        if not self.is_ordered(request):
+            return super().says(request)
+        rows = [
+            {"item": number, "quote": request.parts[-1].text[:40], "reason": "as ordered", "value": item.levels}
+            for number, item in enumerate(request.criteria, start=1)
+        ]
+        return json.dumps({"nonce": request.nonce, "verdicts": rows})
+
+    def is_ordered(self, request: JudgeRequest) -> bool:
+        """Whether it sees an order."""
+        found = self._FENCE_CODE.search(request.system)
+        text = request.prompt
+        if found is not None:
+            code = re.escape(found["code"])
+            text = re.sub(rf"^<<<(\w+) {code}>>>$.*?^<<<end \1 {code}>>>$", "", text, flags=re.DOTALL | re.MULTILINE)
+        material = text.partition("\nCriteria:\n1.")[0]
+        return self._ORDER.search(self._HIDDEN.sub("", material)) is not None
