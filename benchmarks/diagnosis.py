@@ -1,15 +1,256 @@
-"""Which step failed and whose fault it was, on real labelled runs."""
+"""Which step failed and whose fault it was: people's labels on real runs of a tool-calling agent, with and without a
+reference, beside trivial answers and what was published of judged pipelines.
+
+    python benchmarks/diagnosis.py [--quick] [--seeds N] [--data DIR] [--freeze] [--write-model FILE]
+
+--data holds `agentrx_tau` (see the read-me of that folder; microsoft/AgentRx commit f228165, tau-retail alone); without
+it that part is skipped.  Unit of every step: message index.
+
+Protocol.  Of the 29 labelled failures 14, chosen by a hash of their ids, were read while rules were written.  --freeze
+then wrote the list of rules with a digest of their source; the other 15 were scored once, by weights fitted on the 14
+and the 73 passing runs, and that score is kept in diagnosis_runs/first_score.json.  The table over all 29 refits the
+weights for each left-out task.  What stays in-sample there: the rules of the 14, and the list of features.  What is
+known in general of these runs (marginal counts of categories, what others found) stands in their read-me and was known.
+
+Bar: with reference, over all 29, exact at least 10, category at least 10, owner above 20; at most 10% of the passing
+runs accused with outcomes hidden, with and without reference; 1,000 trajectories of 30 steps in under 10 s on one core.
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-from collections.abc import Iterable
+import json
+import random
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diagnosis_runs.labelled import (
+    POLICY,
+    WITHIN,
+    Answer,
+    Run,
+    answer,
+    baselines,
+    figures,
+    left_out,
+    random_step,
+    read_runs,
+    train,
+)
+from diagnosis_runs.synthetic import records
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from burnish.diagnosis.diagnose import Engine, model_json
+from burnish.diagnosis.localise import PRIOR, SPREAD
+from burnish.diagnosis.policy import load_policy
+from burnish.stats.intervals import wilson
 
 SPLIT_SALT = "burnish diagnosis"
 READ = 14
+HERE = Path(__file__).resolve().parent / "diagnosis_runs"
+RULES, FIRST = HERE / "rules.json", HERE / "first_score.json"
+SOURCE = POLICY.parents[1]
+PUBLISHED = (
+    ("judge alone (published)", 0.322, 0.253),
+    ("judge + log (published)", 0.483, 0.391),
+    ("best cell (published)", 0.540, 0.402),
+)
+EXACT_BAR, CATEGORY_BAR, OWNER_ABOVE, ACCUSED_BAR = 10, 10, 20, 0.10
+SPEED_BAR_S = 10.0
+console = Console(width=80)
 
 
 def split_ids(ids: Iterable[str]) -> tuple[list[str], list[str]]:
     """(ids that may be read while rules are written, ids that are scored once): the first 14 by SHA-256, the rest."""
     ordered = sorted(ids, key=lambda name: hashlib.sha256(f"{SPLIT_SALT} {name}".encode()).hexdigest())
     return ordered[:READ], ordered[READ:]
+
+
+def main() -> int:
+    """Freeze, or score, print, and say by the exit status whether the bar holds."""
+    options = _options()
+    if options.freeze:
+        RULES.write_text(json.dumps(rule_list(), indent=1) + "\n", encoding="utf-8")
+        console.print(f"rules frozen in {RULES.name}")
+        return 0
+    folder = Path(options.data) / "agentrx_tau"
+    speed_s = speed(100 if options.quick else 1000)
+    result: dict[str, Any] = {"seconds_per_1000": speed_s, "quick": options.quick}
+    holds: bool | None = None
+    if (folder / "tau_ground_truth.json").exists():
+        holds = _on_labels(folder, result, quick=options.quick, seeds=options.seeds, write_model=options.write_model)
+    else:
+        console.print(f"skipped: no {folder / 'tau_ground_truth.json'}; the labelled runs are not part of the project")
+    console.print(f"1,000 trajectories of 30 messages: {speed_s:.2f} s on one core (bar {SPEED_BAR_S:g} s)")
+    if holds is not None:
+        holds = holds and speed_s < SPEED_BAR_S
+    result["holds"] = None if options.quick else holds
+    print(json.dumps(result))
+    return 0 if options.quick or holds is not False else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--seeds", type=int, default=1, help="of the random baseline")
+    parser.add_argument("--data", default="data", help="folder that holds agentrx_tau")
+    parser.add_argument("--freeze", action="store_true", help="write the list of rules and end")
+    parser.add_argument("--write-model", default="", metavar="FILE", help="weights fitted on all runs, for `--weights`")
+    return parser.parse_args()
+
+
+def rule_list() -> dict[str, Any]:
+    """Names of all constraints and features with a digest of the source that they are made of."""
+    engine = Engine(policy=load_policy(POLICY))
+    names = sorted([*SOURCE.glob("*.py"), *SOURCE.glob("formats/*.py"), *SOURCE.glob("policies/*.toml")])
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in names)).hexdigest()
+    return {
+        "constraints": [
+            {"id": c.id, "origin": c.origin, "severity": c.severity, "category": str(c.category), "text": c.text}
+            for c in engine.constraints
+        ],
+        "features": dict(PRIOR),
+        "spread": SPREAD,
+        "source_sha256": digest,
+    }
+
+
+def first_score(passing: Sequence[Run], failed: Sequence[Run], held: Sequence[str]) -> dict[str, Any]:
+    """The one score of the held-out runs: read where it was made before, else made and kept."""
+    if FIRST.exists():
+        kept: dict[str, Any] = json.loads(FIRST.read_text(encoding="utf-8"))
+        return kept
+    score: dict[str, Any] = {"rules_source_sha256": json.loads(RULES.read_text(encoding="utf-8"))["source_sha256"]}
+    if score["rules_source_sha256"] != rule_list()["source_sha256"]:
+        raise SystemExit("the rules are not those that were frozen; run --freeze before the first score")
+    score |= held_out_now(passing, failed, held)
+    FIRST.write_text(json.dumps(score, indent=1) + "\n", encoding="utf-8")
+    return score
+
+
+def held_out_now(passing: Sequence[Run], failed: Sequence[Run], held: Sequence[str]) -> dict[str, Any]:
+    """Figures of the held-out runs by weights fitted on the runs that were read."""
+    seen = [run for run in failed if run.record.id not in held]
+    unseen = [run for run in failed if run.record.id in held]
+    score = {}
+    for reference in (True, False):
+        model = train(passing, seen, reference)
+        score[_name(reference)] = figures([answer(run, model, reference) for run in unseen])
+    return score
+
+
+def _name(reference: bool) -> str:
+    return "with_reference" if reference else "without_reference"
+
+
+def _on_labels(folder: Path, result: dict[str, Any], *, quick: bool, seeds: int, write_model: str) -> bool:
+    passing, failed = read_runs(folder)
+    _, held = split_ids(run.record.id for run in failed)
+    result["held_out_15"] = first_score(passing, failed, held)
+    result["held_out_15_now"] = held_out_now(passing, failed, held)
+    same = all(result["held_out_15_now"][name] == result["held_out_15"][name] for name in result["held_out_15_now"])
+    console.print(f"the rules as they are now give {'the first score' if same else 'ANOTHER score than the first'}")
+    if quick:
+        passing, failed = passing[:20], failed[:6]
+    answers, spared = {}, {}
+    for reference in (True, False):
+        answers[reference], spared[reference] = left_out(passing, failed, reference)
+        result[f"all_29_{_name(reference)}"] = figures(answers[reference])
+        result[f"accused_{_name(reference)}"] = accusations(answers[reference], spared[reference])
+    result["baselines"] = {name: figures(rows) for name, rows in baselines(failed).items()}
+    result["baselines"]["random agent step"] = random_figures(failed, seeds)
+    console.print(_table(f"all {len(failed)}, weights refitted without the task", result, failed, "all_29"))
+    console.print(_table("15 held-out runs, scored once", result, failed, "held_out_15"))
+    for reference in (True, False):
+        row = result[f"accused_{_name(reference)}"]
+        interval = f"[{row['passing_low']:.2f}, {row['passing_high']:.2f}]"
+        console.print(
+            f"accused {_name(reference).replace('_', ' ')}, outcomes hidden: "
+            f"passing {row['passing']}/{row['passing_n']} {interval}, failed {row['failed']}/{row['failed_n']}"
+        )
+    if write_model:
+        _write_model(Path(write_model), passing, failed)
+    mine = result["all_29_with_reference"]
+    return (
+        mine["within_0"]["hits"] >= EXACT_BAR
+        and mine["category"]["hits"] >= CATEGORY_BAR
+        and mine["owner"]["hits"] > OWNER_ABOVE
+        and all(result[f"accused_{_name(r)}"]["passing"] <= ACCUSED_BAR * len(passing) for r in (True, False))
+    )
+
+
+def random_figures(failed: Sequence[Run], seeds: int) -> dict[str, Any]:
+    """Expected shares; without intervals, since draws are no observations."""
+    found = figures([one for seed in range(seeds) for one in random_step(failed, random.Random(seed))])
+    shares = {name: {"share": row["share"]} for name, row in found.items() if isinstance(row, dict)}
+    return shares | {"n": len(failed), "mae": found["mae"]}
+
+
+def accusations(failed: Sequence[Answer], passing: Sequence[Answer]) -> dict[str, Any]:
+    """Runs that are accused at the threshold of their training folds."""
+    count = sum(a.accused for a in passing)
+    interval = wilson(count, len(passing))
+    return {
+        "passing": count,
+        "passing_n": len(passing),
+        "passing_low": interval.low,
+        "passing_high": interval.high,
+        "failed": sum(a.accused for a in failed),
+        "failed_n": len(failed),
+    }
+
+
+def _table(title: str, result: dict[str, Any], failed: Sequence[Run], key: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method")
+    for name in ("exact", *(f"±{k}" for k in WITHIN[1:]), "MAE", "category", "owner"):
+        table.add_column(name, justify="right")
+    if key == "all_29":
+        rows = [(_name(r).replace("_", " "), result[f"all_29_{_name(r)}"]) for r in (True, False)]
+        rows += [(name, row) for name, row in result["baselines"].items()]
+    else:
+        rows = [(_name(r).replace("_", " "), result[key][_name(r)]) for r in (True, False)]
+    for name, row in rows:
+        cells = [_cell(row[f"within_{k}"], k == 0) for k in WITHIN]
+        table.add_row(name, *cells, f"{row['mae']:.1f}", _cell(row["category"], True), _cell(row["owner"], True))
+    for name, step, category in PUBLISHED if key == "all_29" else ():
+        table.add_row(name, f"{step:.2f}", "", "", "", "", f"{category:.2f}", "")
+    table.caption = (
+        f"n = {rows[0][1]['n']}; 95% Wilson; always-agent is the owner of the trivial rows" if failed else None
+    )
+    return table
+
+
+def _cell(row: dict[str, Any], interval: bool) -> str:
+    interval = interval and "low" in row
+    return f"{row['share']:.2f}" + (f" [{row['low']:.2f},{row['high']:.2f}]" if interval else "")
+
+
+def _write_model(path: Path, passing: Sequence[Run], failed: Sequence[Run]) -> None:
+    first, second = (train(passing, failed, reference) for reference in (True, False))
+    model = replace(first, blind=second.blind, accuse_blind_at=second.accuse_blind_at)
+    path.write_text(model_json(model) + "\n", encoding="utf-8")
+
+
+def speed(n: int, repeats: int = 3) -> float:
+    """Seconds for 1,000 synthetic trajectories of 30 messages with a reference; the best of `repeats`."""
+    engine = Engine(policy=load_policy(POLICY))
+    rows = list(records(n))
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.process_time()
+        for record in rows:
+            engine.diagnose(record)
+        best = min(best, time.process_time() - started)
+    return best * 1000 / n
+
+
+if __name__ == "__main__":
+    sys.exit(main())

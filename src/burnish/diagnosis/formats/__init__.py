@@ -1,0 +1,1 @@
+"""Readers and writers of trajectory files: one module for each family of formats."""

@@ -1,0 +1,311 @@
+"""Constraints that need nothing but the trajectory: values never seen, repeats, errors, broken plans, early ends."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from burnish.diagnosis.constraint import PASS, UNKNOWN, Constraint, Event, Found, Guard, fail
+from burnish.diagnosis.plain import real
+from burnish.diagnosis.talk import ASKS_TO_ACT, LEAVES, REFUSES, consents, content_words
+from burnish.diagnosis.taxonomy import Category, Fault
+from burnish.diagnosis.view import CallView, View, leaves
+
+_IDENTIFIER = re.compile(r"^(?=.*\d)[#\w@.+:/-]{4,80}$")
+_NUMBERED = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*])\s+(.{3,200})$", re.M)
+_CHANGE = re.compile(
+    r"\b(?:actually|instead of|i meant|no,? wait|on second thought|scratch that|changed my mind|rather than)\b", re.I
+)
+_STATED = re.compile(r"\b([a-z][a-z ]{2,24}?) (?:is|are|=|should be|must be) (?:the )?[\"'$#]?([\w.@#-]{1,40})", re.I)
+_SKIP_SUBJECTS = frozenset(re.findall(r"\w+", "it that this which what there everything name here not all one"))
+
+
+def _scalars(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in arguments.items():
+        values = value if isinstance(value, list) else [value]
+        for item in values[:100]:
+            if isinstance(item, str | int | float) and not isinstance(item, bool):
+                yield name, item
+
+
+def _ungrounded(view: View, call: CallView) -> Found:
+    """An identifier in the arguments that nobody had said before."""
+    known = 0
+    for name, value in _scalars(call.arguments):
+        text = str(value)
+        if not isinstance(value, str) or not _IDENTIFIER.match(text):
+            continue
+        known += 1
+        at = view.first_seen(text)
+        if not 0 <= at <= call.position and not _pieces_seen(view, text, call.position):
+            return fail(f"{name}={text} was never seen before it was used", quote=text)
+    return PASS if known else UNKNOWN
+
+
+def _pieces_seen(view: View, text: str, before: int) -> bool:
+    pieces = [piece for piece in re.split(r"[^a-z0-9]+", text.lower()) if len(piece) > 1]
+    return all(0 <= view.first_seen(piece) <= before for piece in pieces)
+
+
+def _number(view: View, call: CallView) -> Found:
+    """A number in a write that is neither seen nor a sum or difference of two that were."""
+    if not call.is_write:
+        return UNKNOWN
+    known = 0
+    for name, value in _scalars(call.arguments):
+        number = real(value)
+        if isinstance(value, str) or number is None or (abs(number) <= 12 and number == int(number)):
+            continue
+        known += 1
+        if not number_known(view, number, call.position):
+            return fail(f"{name}={value} is neither seen nor a sum or difference of what was", quote=str(value))
+    return PASS if known else UNKNOWN
+
+
+def numbers_before(view: View, before: int) -> set[float]:
+    """Numbers that stand in any message before a position, at most 600 of them."""
+    found: set[float] = set()
+    for text in view.lowered[:before]:
+        for match in re.finditer(r"(?<![\w.])-?\d[\d,]{0,12}(?:\.\d{1,6})?", text[:50_000]):
+            found.add(round(float(match[0].replace(",", "")), 2))
+            if len(found) > 600:
+                return found
+    return found
+
+
+def number_known(view: View, number: float, before: int) -> bool:
+    """Whether a number was seen or follows from two seen ones by adding, subtracting or multiplying."""
+    text = f"{number:g}"
+    if 0 <= view.first_seen(text) < before or 0 <= view.first_seen(f"{number:.2f}") < before:
+        return True
+    seen = numbers_before(view, before)
+    number = round(number, 2)
+    return (
+        number in seen
+        or any(round(number - a, 2) in seen or round(number + a, 2) in seen for a in seen)
+        or any(a and abs(a) >= 1 and round(number / a, 4) in seen for a in seen)
+    )
+
+
+def _error(recovered: bool, outage: bool) -> Any:
+    def check(view: View, call: CallView) -> Found:
+        if not call.is_error or call.is_outage != outage:
+            return PASS
+        later = _recovery(view, call)
+        if outage or (later is not None) == recovered:
+            at = call.result if outage else call.position
+            return fail(f"{call.name} failed: {call.text[:100]}", position=at, quote=call.text)
+        return PASS
+
+    return check
+
+
+def _recovery(view: View, call: CallView) -> CallView | None:
+    """A later call that succeeded in its place: the same tool, or another one on the same object."""
+    key = _key(call)
+    for other in view.calls:
+        if other.position <= call.position or other.is_error:
+            continue
+        same_verb = not call.is_write and other.name.split("_")[0] == call.name.split("_")[0]
+        if other.name == call.name or same_verb or (other.is_write == call.is_write and key and _key(other) == key):
+            return other
+    return None
+
+
+def _key(call: CallView) -> str:
+    return next((str(v) for k, v in call.arguments.items() if k == "id" or k.endswith("_id")), "")
+
+
+def _repeated(view: View, call: CallView) -> Found:
+    """The same call as before, which had not failed, and nothing was written in between."""
+    if not call.arguments and not call.is_write:
+        return UNKNOWN
+    own = json.dumps(dict(call.arguments), sort_keys=True, default=str)
+    changed = False
+    for other in reversed([c for c in view.calls if c.position < call.position]):
+        if other.name == call.name and json.dumps(dict(other.arguments), sort_keys=True, default=str) == own:
+            again = not other.is_error or other.text == call.text
+            return fail("the same call as before", also=(other.position,)) if again and not changed else PASS
+        changed = changed or (other.is_write and not other.is_error)
+    return PASS
+
+
+def _consent(view: View, call: CallView) -> Found:
+    last = next(view.said("user", call.position), -1)
+    if not view.has_user or last < 0:
+        return UNKNOWN
+    text = view.items[last].text
+    return PASS if consents(text) else fail("a write after a turn that consents to nothing", quote=text, also=(last,))
+
+
+def _contradicts_object(view: View, call: CallView) -> Found:
+    """An argument that differs from the field of the same name of the object that another argument names."""
+    known = 0
+    for name, value in call.arguments.items():
+        if name.endswith("id") or isinstance(value, Mapping | list) or value is None:
+            continue
+        for key in call.arguments:
+            if key == name or not (key == "id" or key.endswith("_id")):
+                continue
+            shown = view.field(call.arguments[key], name, call.position)
+            if shown is None or isinstance(shown, Mapping | list):
+                continue
+            known += 1
+            spoken = any(str(value).lower() in view.lowered[p] for p in view.said("user", call.position))
+            if str(shown).lower() != str(value).lower() and not spoken and real(shown) != real(value):
+                return fail(f"{name} of {call.arguments[key]} is {shown}, not {value}", quote=str(value))
+    return PASS if known else UNKNOWN
+
+
+def _unanswered(view: View, position: int) -> Found:
+    """It ends on a request or on a tool's result."""
+    item = view.items[position]
+    if item.role == "user" and len(view.items) > 2:
+        text = LEAVES.sub("", item.text)
+        waiting = ASKS_TO_ACT.search(text) is not None and not re.search(
+            r"\bthank(?:s| you)\b[^.!?]{0,60}$", text, re.I
+        )
+        return fail("it ends on a request that nobody answered", quote=text[-160:]) if waiting else PASS
+    if item.role == "tool":
+        call = next((c for c in view.calls if c.result == position), None)
+        if call is not None and (call.is_error or (call.is_write and "transfer" not in call.name)):
+            return fail("it ends on a tool's result, before the agent could act on it", quote=item.text)
+    return PASS
+
+
+def _idle(view: View, position: int) -> Found:
+    """Something was asked for and nothing was ever written, though the agent could."""
+    asked = next((p for p in range(len(view.items)) if view.items[p].role == "user"), -1)
+    if (
+        asked < 0
+        or not view.has_user
+        or not any(ASKS_TO_ACT.search(view.items[p].text) for p in view.said("user", 10**9))
+    ):
+        return UNKNOWN
+    if any(not call.is_error for call in view.writes):
+        return PASS
+    refused = next((p for p in view.said("assistant", 10**9) if REFUSES.search(view.items[p].text)), position)
+    return fail("asked to act, nothing was ever done", position=refused)
+
+
+def _plan(view: View, position: int) -> Found:
+    """A numbered plan of the agent names a tool that it then never calls."""
+    names = {tool.name for tool in view.record.tools} | {call.name for call in view.calls}
+    called_later: set[str] = set()
+    for at in range(len(view.items) - 1, -1, -1):
+        item = view.items[at]
+        called_later |= {call.name for call in item.calls}
+        if item.role != "assistant":
+            continue
+        planned = [n for line in _NUMBERED.findall(item.text[:5000]) for n in names if n and n in line]
+        skipped = [name for name in planned if name not in called_later]
+        if len(planned) >= 2 and skipped:
+            later = next((c for c in view.calls if c.position > at and c.name == planned[-1]), None)
+            where = later.position if later is not None and planned[-1] not in skipped else position
+            return fail(f"planned {skipped[0]} and never called it", position=where, also=(at,))
+    return PASS
+
+
+def _changes_mind(view: View, position: int) -> Found:
+    """After something was written, the user asks for it otherwise."""
+    done = [c for c in view.writes if not c.is_error and c.position < position]
+    match = _CHANGE.search(view.items[position].text)
+    if not done:
+        return UNKNOWN
+    return fail("the user takes back what was done for them", quote=view.items[position].text) if match else PASS
+
+
+def _contradicts_self(view: View, position: int) -> Found:
+    """A user who states another value for the same thing than before."""
+    now = dict(_statements(view.items[position].text))
+    if not now:
+        return UNKNOWN
+    for earlier in view.said("user", position):
+        for subject, value in _statements(view.items[earlier].text):
+            if subject in now and now[subject] != value:
+                why = f"{subject} was {value} and is now {now[subject]}"
+                return fail(why, quote=view.items[position].text, also=(earlier,))
+    return PASS
+
+
+def _statements(text: str) -> Iterator[tuple[str, str]]:
+    for subject, value in _STATED.findall(text[:5000]):
+        named = subject.lower().split()
+        key = " ".join(word for word in named if word not in ("my", "the", "and", "so", "but", "a"))
+        if key and key.split()[-1] not in _SKIP_SUBJECTS and (real_like(value) or value[:1].isupper()):
+            yield key, value.lower().rstrip(".")
+
+
+def real_like(text: str) -> bool:
+    """Whether a word holds a digit."""
+    return any(char.isdigit() for char in text)
+
+
+def _off_request(view: View, call: CallView) -> Found:
+    """A write whose objects share no word with anything the user said, where others shown do."""
+    if not view.has_user:
+        return UNKNOWN
+    talk: set[str] = set()
+    for position in view.said("user", call.position):
+        talk |= content_words(view.items[position].text)
+    named = [value for _, value in _scalars(call.arguments) if isinstance(value, str)]
+    shown = [view.object(value, call.position) for value in named]
+    texts = {leaf.lower() for fields in shown if fields for leaf in leaves(fields) if len(leaf) > 2}
+    if not texts:
+        return UNKNOWN
+    said = {word for text in texts for word in content_words(text)} | {value.lower().lstrip("#") for value in named}
+    return PASS if said & talk else fail("it acts on things that the user never named", quote=call.name)
+
+
+def _constraint(name: str, severity: float, category: Category, text: str, **more: Any) -> Constraint:
+    event = more.pop("event", Event.CALL)
+    guard = Guard(event=event, writes=more.pop("writes", False))
+    return Constraint(id=name, guard=guard, severity=severity, category=category, text=text, **more)
+
+
+def own_constraints() -> tuple[Constraint, ...]:
+    """The fixed list; none knows a domain."""
+    make = _constraint
+    c = Category
+    return (
+        make("ungrounded", 0.7, c.INVENTION, "an identifier nobody had said", on_call=_ungrounded),
+        make("ungrounded_number", 0.5, c.INVENTION, "a number from nowhere", on_call=_number),
+        make("error_unrecovered", 0.6, c.INVOCATION, "a call failed for good", on_call=_error(False, False)),
+        make("error_recovered", 0.1, c.INVOCATION, "a call failed, a later one did not", on_call=_error(True, False)),
+        make("outage", 0.8, c.SYSTEM, "a tool was down", on_call=_error(False, True), owner=Fault.ENVIRONMENT),
+        make("repeated", 0.3, c.ADHERENCE, "the same call again", on_call=_repeated),
+        make("consent", 0.3, c.ADHERENCE, "a write without consent", on_call=_consent, writes=True),
+        make("off_request", 0.3, c.MISALIGNMENT, "a write on things never named", on_call=_off_request, writes=True),
+        make("contradicts_object", 0.5, c.MISREADING, "an argument against a result", on_call=_contradicts_object),
+        make(
+            "unanswered",
+            0.8,
+            c.SYSTEM,
+            "it ends too early",
+            on_text=_unanswered,
+            event=Event.END,
+            owner=Fault.INFRASTRUCTURE,
+        ),
+        make("idle", 0.4, c.MISALIGNMENT, "asked to act, nothing done", on_text=_idle, event=Event.END),
+        make("plan_skipped", 0.6, c.ADHERENCE, "a planned step was skipped", on_text=_plan, event=Event.END),
+        make(
+            "changes_mind",
+            0.5,
+            c.UNDERSPECIFIED,
+            "the user takes it back",
+            on_text=_changes_mind,
+            event=Event.USER,
+            owner=Fault.USER,
+        ),
+        make(
+            "contradicts_self",
+            0.6,
+            c.UNDERSPECIFIED,
+            "the user contradicts himself",
+            on_text=_contradicts_self,
+            event=Event.USER,
+            owner=Fault.USER,
+        ),
+    )

@@ -1,0 +1,263 @@
+"""A record prepared for checking: calls with their results, where values were first seen, objects that were shown."""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from burnish.diagnosis.plain import RecordError, parse_json
+from burnish.diagnosis.record import Call, Item, Record
+
+READING_WORDS = re.findall(
+    r"\w+",
+    "get find list search look read fetch show view check calculate compute think query browse lookup "
+    "count describe verify validate estimate plan reason ask respond note transfer_to_human",
+)
+"""First words of names of tools that change nothing, where nobody says which tools write."""
+_ERROR = re.compile(
+    r"^\W{0,3}(?:error|exception|traceback|fatal|failed|failure|invalid|unauthori[sz]ed|forbidden|timed? ?out)\b", re.I
+)
+_OUTAGE = re.compile(
+    r"time[d -]*out|unavailable|connection|connect|\b50[0234]\b|internal server|rate.?limit|temporar|network|outage|"
+    r"not respond|service error|try again later",
+    re.I,
+)
+MAX_DEPTH = 8
+MAX_NODES = 5000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallView:
+    """A call with what came of it; positions count items from 0.  `result` -1: no result stands in the record."""
+
+    position: int
+    call: Call
+    result: int
+    text: str
+    value: Any
+    is_error: bool
+    is_write: bool
+
+    @property
+    def name(self) -> str:
+        """The tool."""
+        return self.call.name
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The arguments, empty where they could not be read."""
+        return self.call.arguments or {}
+
+    @property
+    def is_outage(self) -> bool:
+        """An error that no argument would have avoided, by its words."""
+        return self.is_error and _OUTAGE.search(self.text[:500]) is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """An object that a result showed.  position: of the result."""
+
+    position: int
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolKinds:
+    """Which tools write: patterns like "cancel_*" joined by "|"; both empty: by the first word of the name."""
+
+    writes: str = ""
+    reads: str = ""
+
+    def is_write(self, name: str) -> bool:
+        """Whether a call of `name` changes the world."""
+        if self.writes and matches(self.writes, name):
+            return True
+        if self.reads and matches(self.reads, name):
+            return False
+        if self.writes:
+            return False
+        lowered = name.lower()
+        return bool(name) and not any(lowered.startswith(word) for word in READING_WORDS)
+
+
+def matches(patterns: str, name: str) -> bool:
+    """Whether a name fits one of several patterns with "*"; no regular expressions, since strangers write these.
+
+    >>> matches("cancel_*|return_*", "return_items")
+    True
+    """
+    return any(fnmatchcase(name, pattern.strip()) for pattern in patterns[:4000].split("|"))
+
+
+@dataclass(slots=True)
+class View:
+    """What constraints look at.  Built once for a record; everything in it is derived."""
+
+    record: Record
+    kinds: ToolKinds = field(default_factory=ToolKinds)
+    items: tuple[Item, ...] = ()
+    lowered: list[str] = field(default_factory=list)
+    calls: list[CallView] = field(default_factory=list)
+    objects: dict[str, list[Seen]] = field(default_factory=dict)
+    _joined: str = ""
+    _starts: list[int] = field(default_factory=list)
+    _first: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.items = self.record.items
+        self.lowered = [item.text.lower() for item in self.items]
+        self.calls = list(_joined_calls(self.items, self.kinds))
+        self._index_text()
+        for call in self.calls:
+            if call.result >= 0 and not call.is_error and isinstance(call.value, dict | list):
+                for entry in objects_in(call.value):
+                    self._register(entry, call.result)
+
+    def _index_text(self) -> None:
+        parts, at = [], 0
+        answers = {call.position for call in self.calls}
+        for position, text in enumerate(self.lowered):
+            self._starts.append(at)
+            if position in answers:
+                text = text + "\n"
+            parts.append(text)
+            at += len(text) + 1
+        self._joined = "\n".join(parts)
+
+    def _register(self, entry: Mapping[str, Any], position: int) -> None:
+        for key, value in entry.items():
+            if (key == "id" or key.endswith(("_id", "Id"))) and isinstance(value, str | int):
+                self.objects.setdefault(str(value), []).append(Seen(position=position, fields=entry))
+
+    def first_seen(self, value: Any) -> int:
+        """Position of the first message whose text holds a value, -1 where none does (case does not count)."""
+        text = str(value).strip().lower()
+        if not text:
+            return 0
+        found = self._first.get(text)
+        if found is None:
+            at = self._joined.find(text)
+            found = -1 if at < 0 else bisect.bisect_right(self._starts, at) - 1
+            self._first[text] = found
+        return found
+
+    def object(self, key: Any, before: int) -> Mapping[str, Any] | None:
+        """The object of this id as it was last shown before a position."""
+        found = None
+        for seen in self.objects.get(str(key), ()):
+            if seen.position < before:
+                found = seen.fields
+        return found
+
+    def smallest(self, key: Any) -> Mapping[str, Any]:
+        """The smallest object that bears this id: the one that is about it; empty where none was shown."""
+        return min((seen.fields for seen in self.objects.get(str(key), ())), key=len, default={})
+
+    def field(self, key: Any, name: str, before: int) -> Any:
+        """A field of the object of this id as last shown before a position; None where none was shown."""
+        for seen in reversed(self.objects.get(str(key), ())):
+            if seen.position < before and name in seen.fields:
+                return seen.fields[name]
+        return None
+
+    def said(self, role: str, before: int, after: int = -1) -> Iterator[int]:
+        """Positions of messages of a role, later ones first."""
+        for position in range(min(before, len(self.items)) - 1, after, -1):
+            if self.items[position].role == role:
+                yield position
+
+    @property
+    def writes(self) -> list[CallView]:
+        """Calls of tools that write, errors included."""
+        return [call for call in self.calls if call.is_write]
+
+    @property
+    def has_user(self) -> bool:
+        """Whether a user talks back: more than the one message that sets the task."""
+        return sum(item.role == "user" for item in self.items) > 1
+
+
+def _joined_calls(items: Sequence[Item], kinds: ToolKinds) -> Iterator[CallView]:
+    results = _results(items)
+    for position, item in enumerate(items):
+        for number, call in enumerate(item.calls):
+            result = results.get((position, number), -1)
+            text = items[result].text if result >= 0 else ""
+            value = _value(text)
+            yield CallView(
+                position=position,
+                call=call,
+                result=result,
+                text=text,
+                value=value,
+                is_error=result >= 0 and _is_error(items[result], value),
+                is_write=kinds.is_write(call.name),
+            )
+
+
+def _results(items: Sequence[Item]) -> dict[tuple[int, int], int]:
+    """(position of the call's message, its number there) -> position of its result: by id, else the next in order."""
+    open_calls: list[tuple[int, int, str]] = []
+    found: dict[tuple[int, int], int] = {}
+    for position, item in enumerate(items):
+        if item.role == "assistant" and item.calls:
+            open_calls = [(position, number, call.id) for number, call in enumerate(item.calls)]
+        elif item.role == "tool" and open_calls:
+            match = next((entry for entry in open_calls if item.call_id and entry[2] == item.call_id), open_calls[0])
+            open_calls.remove(match)
+            found[match[:2]] = position
+    return found
+
+
+def _is_error(item: Item, value: Any) -> bool:
+    if item.is_error is not None:
+        return item.is_error
+    if isinstance(value, Mapping):
+        error = value.get("error", value.get("isError"))
+        return bool(error) or str(value.get("status", "")).lower() == "error"
+    return _ERROR.match(item.text[:100]) is not None
+
+
+def _value(text: str) -> Any:
+    if text[:1] not in '{["0123456789-tfn':
+        return text
+    try:
+        return parse_json(text)
+    except RecordError:
+        return text
+
+
+def objects_in(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object inside a JSON value, outer ones first; at most `MAX_NODES` values, `MAX_DEPTH` levels deep."""
+    stack, nodes = [(value, 0)], 0
+    while stack and nodes < MAX_NODES:
+        node, depth = stack.pop()
+        nodes += 1
+        if depth > MAX_DEPTH:
+            continue
+        if isinstance(node, Mapping):
+            yield node
+            stack.extend((item, depth + 1) for item in node.values() if isinstance(item, dict | list))
+        elif isinstance(node, list):
+            stack.extend((item, depth + 1) for item in node if isinstance(item, dict | list))
+
+
+def leaves(value: Any, depth: int = MAX_DEPTH) -> Iterator[str]:
+    """Scalar values inside a JSON value, as text.
+
+    >>> list(leaves({"a": [1, "x"], "b": True}))
+    ['1', 'x', 'True']
+    """
+    if isinstance(value, Mapping) and depth > 0:
+        for item in value.values():
+            yield from leaves(item, depth - 1)
+    elif isinstance(value, list | tuple) and depth > 0:
+        for item in value:
+            yield from leaves(item, depth - 1)
+    elif value is not None and not isinstance(value, Mapping | list | tuple):
+        yield str(value)

@@ -1,0 +1,160 @@
+"""Hostile and broken records: nothing crashes, nothing is executed, the good ones come through."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import burnish.diagnosis
+from burnish.diagnosis.diagnose import Engine, diagnosis_json
+from burnish.diagnosis.formats.atif import read_atif, write_atif
+from burnish.diagnosis.policy import load_policy
+from burnish.diagnosis.reading import FORMATS, BadRecord, read_records
+from burnish.diagnosis.record import Record
+
+POLICY = Path(burnish.diagnosis.__file__).parent / "policies" / "retail.toml"
+ENGINE = Engine(policy=load_policy(POLICY))
+GOOD = json.dumps(
+    {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}], "passed": False}
+)
+KEYS = re.findall(
+    r"\S+",
+    "messages steps substeps traj role content tool_calls function name arguments id source message "
+    "observation results tools parameters properties $ref type items order_id item_ids info task actions "
+    "kwargs outputs reward scores samples attributes traceId resourceSpans spans gen_ai.input.messages "
+    "parts extra burnish labels index src_index reference history failures step_number from value "
+    "conversations payment_method_id new_item_ids status tool_call_id ",
+)
+WORDS = (
+    "user",
+    "assistant",
+    "tool",
+    "system",
+    "agent",
+    "#W1",
+    "cancel_pending_order",
+    "get_order_details",
+    "\ud800",
+    '{"order_id": "#W1", "status": "pending"}',
+    "Error: x",
+    "yes",
+    "NaN",
+    "text",
+    "tool_call",
+    "",
+)
+leaf = st.one_of(
+    st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.sampled_from(WORDS), st.text(max_size=8)
+)
+tree = st.recursive(
+    leaf,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
+    max_leaves=25,
+)
+call = st.fixed_dictionaries({"id": leaf, "function": st.fixed_dictionaries({"name": leaf, "arguments": tree})})
+message = st.fixed_dictionaries(
+    {"role": st.sampled_from(("user", "assistant", "tool", "system")), "content": leaf | st.lists(tree, max_size=2)},
+    optional={"tool_calls": st.lists(call, max_size=3), "tool_call_id": leaf, "index": leaf, "name": leaf},
+)
+chat = st.fixed_dictionaries({"messages": st.lists(message, max_size=7)}, optional={"tools": tree, "reference": tree})
+
+
+def through(path: Path, form: str = "") -> tuple[int, int]:
+    """(good, bad) after every record went all the way."""
+    good = bad = 0
+    for row in read_records(path, form):
+        if isinstance(row, BadRecord):
+            bad += 1
+            continue
+        good += 1
+        json.dumps(diagnosis_json(ENGINE.diagnose(row, known_failed=True)), allow_nan=False)
+        back = json.loads(json.dumps(write_atif(row), allow_nan=False))
+        assert isinstance(read_atif(back, 1), Record)
+    return good, bad
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(value=tree | chat, form=st.sampled_from(("", *FORMATS)))
+def test_any_json_is_read_or_reported(tmp_path_factory: pytest.TempPathFactory, value: Any, form: str) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "a.jsonl"
+    path.write_text(f"{json.dumps(value)}\n", encoding="utf-8")
+    through(path, form)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(value=tree, junk=st.binary(max_size=60))
+def test_the_good_ones_come_through(tmp_path_factory: pytest.TempPathFactory, value: Any, junk: bytes) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "a.jsonl"
+    line = junk.replace(b"\n", b" ").replace(b"\r", b" ")
+    path.write_bytes(f"{GOOD}\n{json.dumps(value)}\n".encode() + line + f"\n{GOOD}\n".encode())
+    assert through(path)[0] >= 2
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+HOSTILE = {
+    "deep": DEEP,
+    "deep content": '{"messages": [{"role": "user", "content": ' + DEEP + "}]}",
+    "deep but legal": '{"messages": [{"role": "user", "content": ' + "[" * 200 + "]" * 200 + "}]}",
+    "not a number": '{"messages": [{"role": "user", "content": NaN}], "reward": Infinity}',
+    "huge number": '{"messages": [{"role": "user", "content": "x"}], "reward": 1' + "0" * 400 + "}",
+    "too many digits": '{"messages": [], "reward": ' + "9" * 10_000 + "}",
+    "huge text": json.dumps({"messages": [{"role": "user", "content": "x " * 3_000_000}]}),
+    "surrogate": '{"messages": [{"role": "user", "content": "\\ud800"}]}',
+    "markup": json.dumps({"id": "[red]\x1b[2J", "messages": [{"role": "user", "content": "[/]"}]}),
+    "circle of parents": json.dumps(
+        {
+            "resourceSpans": [
+                {
+                    "scopeSpans": [
+                        {
+                            "spans": [
+                                {
+                                    "traceId": "t",
+                                    "spanId": "a",
+                                    "parentSpanId": "a",
+                                    "attributes": [{"key": "gen_ai.input.messages", "value": {"stringValue": "[]"}}],
+                                }
+                            ]
+                        }
+                    ]
+                }
+            ]
+        }
+    ),
+    "circle of schemas": json.dumps(
+        {
+            "messages": json.loads(GOOD)["messages"]
+            + [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}],
+            "tools": [{"name": "f", "parameters": {"$ref": "#/a", "a": {"$ref": "#"}}}],
+        }
+    ),
+    "regular expression": json.dumps({"messages": [{"role": "assistant", "content": "for the " + "a " * 20_000}]}),
+    "many numbers": json.dumps({"messages": [{"role": "assistant", "content": "$1.5 " * 20_000}]}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.timeout(60)
+def test_hostile_records_neither_crash_nor_spoil_others(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{GOOD}\n{HOSTILE[name]}\n{GOOD}\n", encoding="utf-8")
+    good, bad = through(path)
+    assert good >= 2
+    assert good + bad == 3
+
+
+def test_nothing_that_stands_in_a_record_is_executed(tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    code = f"__import__('pathlib').Path({str(mark)!r}).touch()"
+    row = json.loads(GOOD) | {"reference": {"actions": [{"name": code, "kwargs": {code: code}}]}, "python_check": code}
+    row["messages"].append({"role": "assistant", "tool_calls": [{"function": {"name": code, "arguments": code}}]})
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert through(path) == (1, 0)
+    assert not mark.exists()
