@@ -33,6 +33,8 @@ def source() -> str:
 def main(control_fd: int, imports: list[str]) -> None:
     """Import, report, serve until the other side is gone."""
     control = socket.socket(fileno=control_fd)
+    # -I ignores PYTHONDONTWRITEBYTECODE, and two edits of equal size within a second would run the older bytecode.
+    sys.dont_write_bytecode = True
     for name in imports:
         importlib.import_module(name)
     # What is there now is never collected: children would copy every page whose counts a collection touches.
