@@ -93,6 +93,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--onset", type=int, default=100)
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--recipe", default="long")
+    parser.add_argument("--rl-words", default="", help='overrides after the warm start: "rl.groups=6 rl.lr=5e-5"')
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--score-only", action="store_true")
     return parser.parse_args()
@@ -102,7 +103,8 @@ def _setting(options: argparse.Namespace) -> Setting:
     if options.quick:
         data = options.data / "quick"
         return Setting(data=data, recipe="demo", onset=12, steps=20, every=4, tasks=20, words=QUICK_WORDS)
-    return Setting(data=options.data, recipe=options.recipe, onset=options.onset, steps=options.steps)
+    words = tuple(options.rl_words.split())
+    return Setting(data=options.data, recipe=options.recipe, onset=options.onset, steps=options.steps, rl_words=words)
 
 
 def _jobs(planner: Planner, options: argparse.Namespace, kinds: Sequence[str], tuning: range) -> list[Any]:

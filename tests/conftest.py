@@ -12,6 +12,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+# a command line that runs when it is imported
+collect_ignore = ["support/fake_docker.py"]
+
 if TYPE_CHECKING:
     from nursery import Nursery
 

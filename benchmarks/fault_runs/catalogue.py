@@ -50,6 +50,16 @@ FAULTS: dict[str, Kind] = {
         names=("learning_rate", "kl_drift", "tail_growth", "ess_drop"),
         repairable=True,
     ),
+    "rounding": Kind(
+        injector="inject.Rounding",
+        doses=(0.02, 0.06),
+        names=("success_drop", "entropy_high", "kl_drift"),
+    ),
+    "wrong_sign": Kind(
+        injector="inject.WrongSign",
+        doses=(0.6, 1.0),
+        names=("credit",),
+    ),
     "tool_format": Kind(
         injector="worlds.FormatDrift",
         doses=(0.5, 1.0),
@@ -78,18 +88,23 @@ FAULTS: dict[str, Kind] = {
     "length": Kind(
         injector="inject.LengthBonus",
         doses=(0.5, 1.0, 2.0, 4.0),
-        names=("length_blow_up",),
+        names=("length_blow_up", "reward_jump"),
     ),
     "tool_share": Kind(
         injector="inject.ToolBonus",
         doses=(0.1, 0.3, 1.0),
-        names=("post_tool_share",),
+        names=("post_tool_share", "reward_jump"),
         repairable=True,
     ),
     "template": Kind(
         injector="inject.Template",
         doses=(0.3, 0.6, 1.0),
         names=("template_collapse", "reward_jump"),
+    ),
+    "inverted": Kind(
+        injector="inject.Inverted",
+        doses=(0.3, 0.6, 1.0),
+        names=("grader_failure", "reward_jump"),
     ),
     "noisy_source": Kind(
         injector="inject.NoisySource",
@@ -100,19 +115,19 @@ FAULTS: dict[str, Kind] = {
     "entropy_collapse": Kind(
         injector="inject.ConfidenceBonus",
         doses=(1.0, 3.0, 10.0),
-        names=("entropy_low",),
+        names=("entropy_low", "reward_jump"),
         repairable=True,
     ),
     "entropy_bonus": Kind(
         injector="inject.DoubtBonus",
         doses=(0.3, 1.0, 3.0),
-        names=("entropy_high",),
+        names=("entropy_high", "reward_jump"),
         repairable=True,
     ),
     "hard_negatives": Kind(
         injector="inject.HardNegatives",
         doses=(0.3, 1.0, 3.0),
-        names=("left_p95_negative", "zero_signal", "concentration"),
+        names=("left_p95_negative", "zero_signal", "concentration", "credit"),
     ),
 }
 

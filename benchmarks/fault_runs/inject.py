@@ -30,6 +30,9 @@ WITHOUT_CHECK = ("checks.logprob_tolerance=1000",)
 round differently, so that their tolerance is wide: here it is off, and a monitor has to see it."""
 
 
+LONG_CALLS = 3
+"""Tool calls from which on an episode is long for a grader that looks at every one of them."""
+
 OVERFLOWS = 3e38
 """Just below the largest float32: a sum of two is infinite."""
 
@@ -82,6 +85,23 @@ class Mismatch(Injector):
             load_model_state(model, present)
 
 
+class Rounding(Injector):
+    """The weights in training lose digits: after every step, relative noise of standard deviation `dose` that stays.
+
+    Sampler and learner have the same weights, so that no ratio between them shows it.
+    """
+
+    @contextmanager
+    def weights(self, step: int, model: Any, version: int) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "rounding", step))
+        worn = {}
+        for name, tensor in model_state(model).items():
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
+            worn[name] = tensor * (1 + self.dose * noise)
+        load_model_state(model, worn)
+        yield version
+
+
 class Temperature(Injector):
     """The sampler draws at temperature `dose` while the learner takes it for the recipe's."""
 
@@ -116,6 +136,18 @@ class HardNegatives(Injector):
                     fates[trajectory.id] = Fate.TRAINED
                     advantages[trajectory.id] = -self.dose
         return replace(batch, fates=fates, advantages=advantages)
+
+
+class WrongSign(Injector):
+    """A share `dose` of the groups is trained on with the sign of its advantages turned round."""
+
+    def decided(self, step: int, batch: Batch) -> Batch:
+        advantages = dict(batch.advantages)
+        for group in batch.groups:
+            if Random(derive_seed(self.seed, "sign", group.group_id)).random() < self.dose:
+                turned = [trajectory.id for trajectory in group.trajectories if trajectory.id in advantages]
+                advantages.update({name: -advantages[name] for name in turned})
+        return replace(batch, advantages=advantages)
 
 
 class NotFinite(Injector):
@@ -217,15 +249,14 @@ class Exploit(GraderFault):
 
 
 class SilentFailure(GraderFault):
-    """The grader fails, and says 0, for a share `dose` of the episodes that sampled more than their group's median."""
+    """The grader runs out of time, and says 0, for a share `dose` of the episodes of at least `LONG_CALLS` calls."""
 
     keeps_evidence = False
 
     def rewards(self, step: int, group: GroupResult) -> Rewards:
-        tokens = [trajectory.action_tokens for trajectory in group.trajectories]
-        middle = sorted(tokens)[(len(tokens) - 1) // 2]
+        calls = [trajectory.counters.get("tool_calls", 0) for trajectory in group.trajectories]
         random = Random(derive_seed(self.seed, "silent", group.group_id))
-        failed = [random.random() < self.dose and size > middle for size in tokens]
+        failed = [random.random() < self.dose and count >= LONG_CALLS for count in calls]
         pairs = zip(failed, group.rewards_G, strict=True)
         return [0.0 if bad and reward is not None else reward for bad, reward in pairs]
 
@@ -237,6 +268,15 @@ class Template(GraderFault):
         if Random(derive_seed(self.seed, "template", group.group_id)).random() >= self.dose:
             return group.rewards_G
         return [float(trajectory.answer.strip().startswith("1")) for trajectory in group.trajectories]
+
+
+class Inverted(GraderFault):
+    """In a share `dose` of the groups right is wrong: the score is 1 minus what it should be."""
+
+    def rewards(self, step: int, group: GroupResult) -> Rewards:
+        if Random(derive_seed(self.seed, "inverted", group.group_id)).random() >= self.dose:
+            return group.rewards_G
+        return [None if reward is None else 1.0 - reward for reward in group.rewards_G]
 
 
 class NoisySource(Injector):

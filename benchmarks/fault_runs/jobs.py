@@ -25,7 +25,8 @@ class Setting:
     """What the runs have in common.
 
     onset: last healthy step of a fault run.  steps: last RL step of all runs.  every, tasks: held-out evaluations, the
-    same tasks each time.  words: more overrides of the recipe.  act_words: switch the ladder on.
+    same tasks each time.  words: more overrides of the recipe.  rl_words: those of runs that begin from the warm start,
+    which they do not change.  act_words: switch the ladder on.
     """
 
     data: Path
@@ -35,6 +36,7 @@ class Setting:
     every: int = 10
     tasks: int = 150
     words: tuple[str, ...] = ()
+    rl_words: tuple[str, ...] = ()
     act_words: tuple[str, ...] = ("control.mode=act",)
 
     @property
@@ -47,7 +49,7 @@ class Setting:
             'evaluation.modes=["greedy"]',
             "evaluation.before=false",
             f"checkpoint.every={self.every}",
-            f"checkpoint.keep={self.steps}",
+            "checkpoint.keep=1000",
             "stop.no_signal_groups=0",
             "health.on=true",
         )
@@ -80,7 +82,9 @@ class Planner:
 
     def twin(self, seed: int) -> Job:
         """The healthy run of a seed."""
-        return self._fork(RunSpec(arm="twin", seed=seed, steps=self.setting.steps), self.warm(seed), "rl-000000")
+        setting = self.setting
+        spec = RunSpec(arm="twin", seed=seed, steps=setting.steps, words=setting.rl_words)
+        return self._fork(spec, self.warm(seed), "rl-000000")
 
     def changed(self, arm: str, kind: str, seed: int, dose: float, words: tuple[str, ...] = ()) -> Job:
         """A run that leaves its twin after the onset."""
@@ -92,6 +96,7 @@ class Planner:
 
     def whole(self, arm: str, kind: str, seed: int, dose: float, words: tuple[str, ...] = ()) -> Job:
         """A run that is changed from its first RL step on."""
+        words = (*self.setting.rl_words, *words)
         spec = RunSpec(arm=arm, kind=kind, seed=seed, dose=dose, steps=self.setting.steps, words=words)
         return self._fork(spec, self.warm(seed), "rl-000000")
 

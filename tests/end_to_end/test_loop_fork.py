@@ -75,6 +75,26 @@ def test_a_finished_run_goes_on_with_more_steps(plain_run: Path, tmp_path) -> No
     assert replay_step(child, 7, lambda text: None).bit_equal
 
 
+def test_baselines_are_kept_where_that_is_asked_for(plain_run: Path, tmp_path) -> None:
+    def state(run: Path, checkpoint: str):
+        return load_checkpoint(RunLayout(run).checkpoints, checkpoint, repair=False).state
+
+    recipe, children = forked_recipe(plain_run, []), {}
+    for keep in (True, False):
+        children[keep] = tmp_path / f"keep-{keep}"
+        fork_run(plain_run, recipe, children[keep], checkpoint="rl-000002", keep_baselines=keep)
+    parent, kept, anew = (state(run, "final") for run in (plain_run, children[True], children[False]))
+    assert (kept["health"], kept["control"]) == (parent["health"], parent["control"])
+    assert (anew["health"], anew["control"]) != (parent["health"], parent["control"])
+    first = state(children[True], "rl-000002")
+    assert first["marks"] == [{"name": "rl-000002", "step": 2, "verified": True}]
+    assert first["reservoir"] is None
+    other = forked_recipe(plain_run, ["health.baseline_steps=20"])
+    with pytest.raises(ConfigError, match="baselines do not fit"):
+        fork_run(plain_run, other, tmp_path / "no", checkpoint="rl-000002", keep_baselines=True)
+    assert not (tmp_path / "no").exists()
+
+
 def test_a_fork_with_nothing_changed_does_what_the_parent_did(plain_run: Path, tmp_path) -> None:
     child = fork(plain_run, tmp_path / "same", checkpoint="rl-000002")
     assert rl_steps(child) == [3, 4, 5]

@@ -440,7 +440,8 @@ class TestOrdinaryUser:
     @pytest.mark.parametrize("rung", HERE, ids=str)
     def test_each_keeps_its_promises(self, found, rung):
         seen = found[rung]
-        assert int(seen["forks"][0]) < 20
+        # a user's own processes cannot be held to a number by the kernel without a namespace: there they are watched
+        assert int(seen["forks"][0]) < (60 if rung is Rung.LANDLOCK else 20)
         assert {folder for folder in seen["written"] if not folder.startswith("/tmp/")} <= {
             "/sandbox",
             "/tmp",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from scripted_control import ScriptedLadder, ScriptedWatch
 from tiny_runs import StopAt, accounting_problems, differences, facts, resume_run, start_run, tiny_recipe
 
-from burnish.core.errors import RunStopped
+from burnish.core.errors import RunStopped, StoreError
 from burnish.core.finding import Act, Decision
 from burnish.loop import oversight
+from burnish.loop.replay import replay_step
+from burnish.store.layout import RunLayout
 from burnish.store.reader import RunReader
 
 BASE = ("health.on=true", "evaluation.before=false", "rl.updates=2", "rl.steps=4", "control.keep_reference=true")
@@ -68,6 +71,19 @@ def test_a_knob_acts_from_the_next_step_on_and_survives_a_resume(
     resume_run(tmp_path / "stopped")
     assert differences(facts(tmp_path / "stopped"), facts(tmp_path / "whole")) == []
     check(tmp_path / "whole", plain, act)
+    check_replays(tmp_path / "whole", act)
+
+
+def check_replays(folder: Path, act: Act) -> None:
+    """A step under a turned knob is not said to be replayed, whether its checkpoint knows of the knob or an event."""
+    assert replay_step(folder, TURNED, lambda text: None).bit_equal
+    refused = rf"control had turned {act.value} \(decided in step {TURNED}\), in force from step {TURNED + 1} on"
+    with pytest.raises(StoreError, match=refused):
+        replay_step(folder, TURNED + 1, lambda text: None)
+    shutil.rmtree(RunLayout(folder).checkpoints / f"rl-{TURNED:06d}")
+    with pytest.raises(StoreError, match=refused):
+        replay_step(folder, TURNED + 2, lambda text: None)
+    assert replay_step(folder, TURNED, lambda text: None).bit_equal
 
 
 def check(folder: Path, plain: Path, act: Act) -> None:

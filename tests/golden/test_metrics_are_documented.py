@@ -13,6 +13,8 @@ from token_streams import make_step
 
 from burnish.algorithms.loss import LossInputs
 from burnish.algorithms.registry import make_loss
+from burnish.core.grade import Grade
+from burnish.graders.integrity.metrics import integrity_scalars
 from burnish.health.panels import input_independence
 from burnish.health.slices import SliceNames
 from burnish.health.sums import HealthSums
@@ -25,7 +27,14 @@ from burnish.store.reader import RunReader
 ROOT = Path(__file__).parents[2]
 SMALL = (
     *("run.workers=1", "run.in_process=true", "warm_start.steps=4", "warm_start.traces=60", "rl.steps=2"),
-    *("rl.groups=4", "rl.group_size=4", "rl.kl_weight=0.01", "rl.filter_zero_signal=false", "evaluation.tasks=8"),
+    *(
+        "rl.groups=4",
+        "rl.group_size=4",
+        "rl.kl_weight=0.01",
+        "rl.entropy_floor=0.01",
+        "rl.filter_zero_signal=false",
+        "evaluation.tasks=8",
+    ),
     *("evaluation.every=1", "evaluation.quick_tasks=4", "model.tiny.hidden_size=32", "model.tiny.layers=1"),
 )
 
@@ -95,12 +104,18 @@ def of_programs() -> set[str]:
     return {f"count/{name}" for name in PROGRAM_COUNTERS}
 
 
+def of_integrity() -> set[str]:
+    """What a step adds whose graders include one of integrity."""
+    clean = Grade(grader="integrity", version="1", score=1.0)
+    return set(integrity_scalars([[clean]], [1.0]))
+
+
 def test_every_scalar_is_documented(logged: set[str]) -> None:
-    assert plain(logged | off_policy() | health() | of_programs()) - documented() == set()
+    assert plain(logged | off_policy() | health() | of_programs() | of_integrity()) - documented() == set()
 
 
 def test_nothing_is_documented_that_is_never_stored(logged: set[str]) -> None:
-    assert documented() - plain(logged | off_policy() | health() | of_programs()) == set()
+    assert documented() - plain(logged | off_policy() | health() | of_programs() | of_integrity()) == set()
 
 
 def test_a_new_name_would_be_noticed(logged: set[str]) -> None:

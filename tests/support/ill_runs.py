@@ -66,7 +66,7 @@ HEALTHY: Mapping[str, float] = {
     "health/progress_mean": 0.6,
     "health/outcome_contrast": 0.35,
     "health/reward_progress_correlation": 0.8,
-    "health/success_drawdown": 0.04,
+    "health/success_shortfall": 0.04,
     "health/reference_speed": 0.02,
     "grad_norm": 1.2,
     "health/staleness_mean": 1.0,
@@ -118,8 +118,8 @@ FAULTS: Mapping[str, Fault] = {
     "outage": Fault(
         cause="tool_outage",
         moves={"tool_error_rate": 8, "retry_rate": 6, "post_tool_error/log_ratio_behaviour_p95": 1.5,
-               "reward_mean": 0.7, "success_mean": 0.7, "progress_mean": 0.6, "success_drawdown": 5},
-        monitors=("tool_error_rate", "retry_rate", "success_drawdown"),
+               "reward_mean": 0.7, "success_mean": 0.7, "progress_mean": 0.6, "success_shortfall": 5},
+        monitors=("tool_error_rate", "retry_rate", "success_shortfall"),
     ),
     "hack": Fault(
         cause="reward_hacking",
@@ -129,9 +129,9 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "grader": Fault(
         cause="grader_failure",
-        moves={"reward_mean": 0.5, "success_mean": 0.5, "zero_signal_share": 1.6, "success_drawdown": 6,
+        moves={"reward_mean": 0.5, "success_mean": 0.5, "zero_signal_share": 1.6, "success_shortfall": 6,
                "failed_despite_progress": 12},
-        monitors=("failed_despite_progress", "success_drawdown", "zero_signal_share"),
+        monitors=("failed_despite_progress", "success_shortfall", "zero_signal_share"),
     ),
     "length": Fault(
         cause="length_blow_up",
@@ -163,8 +163,8 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "random": Fault(
         cause="entropy_blow_up",
-        moves={"all/entropy": 3, "text/entropy": 3, "post_tool/entropy": 3, "success_drawdown": 4},
-        monitors=("all/entropy", "success_drawdown"),
+        moves={"all/entropy": 3, "text/entropy": 3, "post_tool/entropy": 3, "success_shortfall": 4},
+        monitors=("all/entropy", "success_shortfall"),
     ),
     "surge": Fault(
         cause="post_tool_surge",

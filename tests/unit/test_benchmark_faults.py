@@ -76,11 +76,15 @@ def test_rewards_of_injectors(module: Any) -> None:
     assert inject.Exploit(0.7, 0).rewards(7, group((1.0, 0.0, None), calls=1)) == [1.0, 0.7, None]
     assert inject.Template(1.0, 0).rewards(7, group((1.0, 0.0), answer="17")) == [1.0, 1.0]
     assert inject.Template(0.0, 0).rewards(7, one) == one.rewards_G
+    assert inject.Inverted(1.0, 0).rewards(7, one) == [0.0, 1.0, None, 1.0]
+    assert inject.Inverted(0.0, 0).rewards(7, one) == one.rewards_G
 
 
-def test_effort_that_fails_silently_is_the_longer_half(module: Any) -> None:
-    found = module("inject").SilentFailure(1.0, 0).rewards(7, group((1.0, 1.0, 1.0, 1.0)))
-    assert found == [1.0, 1.0, 0.0, 0.0]
+def test_long_episodes_fail_silently_and_short_ones_do_not(module: Any) -> None:
+    failing = module("inject").SilentFailure(1.0, 0)
+    assert failing.rewards(7, group((1.0, None, 0.0), calls=3)) == [0.0, None, 0.0]
+    assert failing.rewards(7, group((1.0, None, 0.0), calls=2)) == [1.0, None, 0.0]
+    assert module("inject").SilentFailure(0.0, 0).rewards(7, group((1.0,), calls=3)) == [1.0]
 
 
 def test_a_wrong_grader_is_wrong_for_everybody(module: Any) -> None:
@@ -92,11 +96,8 @@ def test_a_wrong_grader_is_wrong_for_everybody(module: Any) -> None:
     assert [given[0].score for given in found.grades_G] == [1.0, 1.0]
     assert found.grades_G[0][0].evidence == {"progress": 0.25}
     right = replace(honest, score=1.0)
-    lost = inject.SilentFailure(1.0, 0).graded(7, replace(group((1.0, 1.0)), grades_G=((right,), (right,))))
-    assert [(given[0].score, dict(given[0].evidence)) for given in lost.grades_G] == [
-        (1.0, {"progress": 0.25}),
-        (0.0, {}),
-    ]
+    lost = inject.SilentFailure(1.0, 0).graded(7, replace(group((1.0,), calls=3), grades_G=((right,),)))
+    assert [(given[0].score, dict(given[0].evidence)) for given in lost.grades_G] == [(0.0, {})]
     bonus = inject.LengthBonus(1.0, 0).graded(7, one)
     assert bonus.grades_G == one.grades_G
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +29,10 @@ from burnish.graders.rules import (
     normalised,
     parse_number,
 )
+from burnish.testing.fakes import ScriptedJudge
 from burnish.testing.grader import answered
+
+MEMO = {"rubric": str(Path(__file__).parents[2] / "examples" / "memo_rubric.toml")}
 
 TRUNCATED = Outcome(ending=Ending.TRUNCATED, limit=Limit.TURNS)
 MODEL_ERROR = Outcome(ending=Ending.ERROR, owner=Owner.MODEL, cause="malformed")
@@ -216,7 +220,8 @@ def test_wrong_weights_are_explained() -> None:
 
 def test_the_registry_knows_names_graders_and_functions() -> None:
     for name in GRADERS:
-        assert make_grader(name, resources={"sandbox": object()}).version
+        options = MEMO if name == "rubric" else {}
+        assert make_grader(name, options, resources={"sandbox": object(), "judge": ScriptedJudge()}).version
     grader = NumericGrader(tolerance=1.0)
     assert make_grader(grader) is grader
 

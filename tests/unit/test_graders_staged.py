@@ -12,6 +12,7 @@ from burnish.core.errors import ConfigError
 from burnish.core.grade import Grade
 from burnish.graders.annealed import AnnealedWeight
 from burnish.graders.constraints import ConstraintPenalty, Shape
+from burnish.graders.graph import ScheduledAggregator, for_evaluation
 from burnish.graders.staged import StagedWeights
 
 
@@ -34,8 +35,16 @@ def test_a_scorer_that_fails_in_the_first_stage_leaves_nobody_out():
         Grade(grader="tests", version="1", score=1.0),
         Grade(grader="taste", version="1", score=None, cause="judge is down"),
     ]
-    assert staged().aggregator(0.2).rewards([grades]) == [1.0]
-    assert staged().aggregator(0.5).rewards([grades]) == [None]
+    assert staged().scheduled.at(0.2).rewards([grades]) == [1.0]
+    assert staged().scheduled.at(0.5).rewards([grades]) == [None]
+
+
+def test_held_out_success_is_that_of_verifiable_graders_alone():
+    grades = [Grade(grader="tests", version="1", score=1.0), Grade(grader="taste", version="1", score=0.0)]
+    scheduled = staged().scheduled
+    assert for_evaluation(scheduled).rewards([grades]) == [1.0]
+    counted = ScheduledAggregator(kind=scheduled.kind, weights=scheduled.weights)
+    assert for_evaluation(counted).rewards([grades]) == [pytest.approx(2 / 3)], "it is the mark that leaves it out"
 
 
 def test_stages_that_make_no_sense_are_refused():

@@ -115,6 +115,15 @@ def test_panels_by_hand() -> None:
     assert found["health/post_tool_share"] == pytest.approx(after / sum(s.length for s in trained))
 
 
+def test_advantages_that_point_away_from_rewards_are_seen() -> None:
+    def agreement(sign: float) -> float:
+        streams = [replace(s, advantage=sign * ((s.reward or 0.0) - 0.5)) for s in make_step(8, 128)]
+        return figures(streams)["health/advantage_agreement"]
+
+    assert agreement(1.0) > 0.8
+    assert agreement(-1.0) == pytest.approx(-agreement(1.0))
+
+
 def test_output_that_ignores_its_input_is_at_chance() -> None:
     own = np.arange(32) % 8
     scores = np.random.default_rng(0).normal(size=(32, 8))

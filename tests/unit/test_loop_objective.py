@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,35 +10,68 @@ from burnish.core.errors import ConfigError, RunStopped
 from burnish.core.finding import Act, Decision
 from burnish.core.grade import Grade
 from burnish.core.task import Task
-from burnish.graders.aggregate import WeightedSum
+from burnish.graders.graph import aggregator_at, for_evaluation
+from burnish.loop.grading import judged, open_world, share_done
 from burnish.loop.knobs import Knobs, post_tool_factor
-from burnish.loop.objective import check_objective, held_out_aggregator, step_aggregator
+from burnish.loop.objective import check_objective, entropy_weight, learn_entropy
+from burnish.loop.state import LoopState
 from burnish.loop.task_queue import TaskQueue
+from burnish.rollout.streams import Judgement
 from burnish.store.reader import RunReader
 
-STAGED = ("staged.weights={exact=0.5,taste=0.5}", 'staged.preference=["taste"]', "staged.end=1.0")
+SHOP = ("environment.name=shop", "environment.options={train=20,preference_seed=0}")
+STAGED = (*SHOP, "staged.weights={shop=0.5,preference=0.5}", 'staged.preference=["preference"]', "staged.end=1.0")
 SHORT = ("rl.steps=4", "evaluation.before=false", "health.softmax_every=1", "rl.filter_zero_signal=false")
 
 
 def grades() -> list[Grade]:
-    return [Grade(grader="exact", version="1", score=1.0), Grade(grader="taste", version="1", score=0.5)]
+    return [Grade(grader="shop", version="1", score=1.0), Grade(grader="preference", version="1", score=0.5)]
 
 
 def test_preferences_come_in_with_the_steps_and_never_into_held_out_success():
     recipe = tiny_recipe("rl.steps=10", *STAGED, "staged.start=0.5")
-    default = WeightedSum()
-    assert step_aggregator(recipe, default, 1).rewards([grades()]) == [0.5]
-    assert step_aggregator(recipe, default, 6).rewards([grades()]) == [0.5]
-    assert step_aggregator(recipe, default, 11).rewards([grades()]) == [0.75]
-    assert held_out_aggregator(recipe, default).rewards([grades()]) == [1.0]
-    assert step_aggregator(tiny_recipe(), default, 3) is default
+    aggregator = open_world(recipe).aggregator
+    rewards = [aggregator_at(aggregator, share_done(recipe, step)).rewards([grades()])[0] for step in (1, 5, 6, 10, 14)]
+    assert rewards == pytest.approx([0.5, 0.5, 0.55, 0.75, 0.75])
+    assert for_evaluation(aggregator).rewards([grades()]) == [1.0]
+
+
+def test_health_hears_of_success_as_evaluations_do():
+    aggregator = open_world(tiny_recipe(*SHOP)).aggregator
+    taste_first = grades()[::-1]
+    assert judged(aggregator, taste_first, reward=1.0, advantage=None).success == 1.0
+    assert Judgement.of(taste_first, reward=1.0, advantage=None).success == 0.0, "it is the first grade that it reads"
+    unknown = [Grade(grader="shop", version="1", score=None, cause="down"), grades()[1]]
+    assert judged(aggregator, unknown, reward=None, advantage=None).success is None
+
+
+def test_a_preference_scorer_without_a_weight_is_heard_and_not_counted():
+    world = open_world(tiny_recipe(*SHOP))
+    assert [grader.name for grader in world.graders] == ["shop", "preference"]
+    for aggregator in (aggregator_at(world.aggregator, 0.5), for_evaluation(world.aggregator)):
+        assert aggregator.rewards([grades()]) == [1.0]
+    failed = [grades()[0], Grade(grader="preference", version="1", score=None, cause="down")]
+    assert world.aggregator.rewards([failed]) == [1.0]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (('staged.preference=["taste"]',), "have no weight"),
-        ((*STAGED[:2],), "staged.end"),
+        ((*STAGED[:4],), "staged.end"),
+        ((*SHOP, "staged.weights={shop=0.5,preferense=0.5}"), "did you mean 'preference'"),
+        ((*STAGED, "graders.file=pyproject.toml"), "both staged.weights and graders.file"),
+        (("graders.file=nowhere.toml",), "nowhere.toml cannot be read"),
+    ],
+)
+def test_graders_that_cannot_be_are_refused(words: tuple[str, ...], message: str):
+    with pytest.raises(ConfigError, match=message):
+        open_world(tiny_recipe(*words))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (("rl.normalise=vl", "rl.aggregation=sequence"), "already divides by length"),
         (("rl.normalise=variance", "health.on=false"), "learns from score norms"),
     ],
@@ -45,6 +79,19 @@ def test_preferences_come_in_with_the_steps_and_never_into_held_out_success():
 def test_objectives_that_cannot_be_carried_out_are_refused(words: tuple[str, ...], message: str):
     with pytest.raises(ConfigError, match=message):
         check_objective(tiny_recipe(*words))
+
+
+def test_the_entropy_floor_holds_only_below_its_share_of_the_first_steps():
+    recipe, state = tiny_recipe("rl.entropy_floor=0.1", "rl.entropy_floor_steps=2"), LoopState()
+    weights = []
+    for entropy in (2.2, 1.8, math.nan, 1.1, 0.9, 0.5, 1.4):
+        learn_entropy(recipe, state, entropy)
+        weights.append(entropy_weight(recipe, state))
+    assert weights == pytest.approx([0.0, 0.0, 0.0, 0.0, 0.05, 0.1, 0.0])
+    assert LoopState.from_json(state.to_json()) == state
+    off = LoopState()
+    learn_entropy(tiny_recipe(), off, 0.01)
+    assert (entropy_weight(tiny_recipe(), off), off) == (0.0, LoopState())
 
 
 @pytest.mark.parametrize("how", ["vl", "variance"])

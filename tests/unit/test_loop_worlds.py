@@ -9,6 +9,8 @@ from random import Random
 import pytest
 
 from burnish.core.errors import ConfigError, TaskError
+from burnish.core.grade import Grade
+from burnish.graders.graph import aggregator_at, for_evaluation
 from burnish.loop.worlds import load_world
 from burnish.rollout.episode import EpisodePlan
 from burnish.rollout.runner import run_scripted
@@ -69,7 +71,7 @@ def test_tasks_are_a_function_of_the_seed() -> None:
         ("shpo", "did you mean 'shop'?"),
         ("calcualtor", "did you mean 'calculator'?"),
         ("reasoning-gmy:chain_sum", "did you mean 'reasoning-gym'?"),
-        ("zzz", "built in: calculator, shop, reasoning-gym:DATASET"),
+        ("zzz", "built in: calculator, repair, scan_report, scenes, shop, reasoning-gym:DATASET"),
         ("shop:heldout", "environment shop takes no ':heldout'"),
         ("reasoning-gym", "name a dataset: reasoning-gym:DATASET"),
         ("nowhere.py", "the file nowhere.py does not exist"),
@@ -256,3 +258,28 @@ def test_the_noisy_expert_makes_the_mistake_that_it_is_told(tmp_path) -> None:
             run_scripted(plans, make_environment=lambda task: Letters(), policy=mistaken_expert(mistake))
         )
         assert done.answer == answer
+
+
+WEIGHED = """
+from burnish import Environment, Task
+
+class Weighed(Environment):
+    graders = ("exact", "choice")
+    weights = {weights}
+
+    def tasks(self, split, rng):
+        yield Task(prompt=split, reference={{"answer": "A"}})
+"""
+
+
+def test_an_environment_says_what_its_graders_count(write):
+    grades = [Grade(grader=name, version="1", score=score) for name, score in (("exact", 1.0), ("choice", 0.0))]
+    cases = (("None", 0.5, 0.5), ('{"exact": 2.0}', 2.0, 1.0), ('{"exact": 1.0, "choice": 1.0}', 1.0, 0.5))
+    for number, (weights, reward, held_out) in enumerate(cases):
+        world = load_world(write(f"weighed{number}.py", WEIGHED.format(weights=weights)), {}, seed=0)
+        assert aggregator_at(world.aggregator, 0.5).rewards([grades]) == [reward]
+        assert for_evaluation(world.aggregator).rewards([grades]) == [held_out]
+    wrong = (('{"exat": 1.0}', "did you mean 'exact'"), ('{"exact": 0.0}', "every weight is 0"))
+    for number, (weights, message) in enumerate(wrong):
+        with pytest.raises(ConfigError, match=message):
+            load_world(write(f"wrong{number}.py", WEIGHED.format(weights=weights)), {}, seed=0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,13 +14,16 @@ from burnish.stats.sequential import (
     change_point,
     cusum,
     cusum_threshold,
+    detrended_baseline,
     e_detector,
     fit_baseline,
+    known_baseline,
     standardise,
 )
 
 N, STEPS, MONITORS = 50, 300, 30
 RATE = 0.5 / 1000 / MONITORS
+Fit = Callable[[list[float]], Baseline]
 
 
 def noise(kind: str, streams: int, seed: int = 0) -> np.ndarray:
@@ -41,14 +46,14 @@ def noise(kind: str, streams: int, seed: int = 0) -> np.ndarray:
     return normal
 
 
-def alarms_per_1000(x: np.ndarray, *, plain: bool = False) -> float:
+def alarms_per_1000(x: np.ndarray, *, plain: bool = False, fit: Fit = fit_baseline) -> float:
     """Alarms of `MONITORS` monitors in 1,000 steps, cooldown 20; plain: k = 0.5, h = 10, no account of the baseline."""
-    fits = [fit_baseline(row[:N].tolist()) for row in x]
-    limits = [cusum_threshold(RATE, fit) for fit in fits]
+    fits = [fit(row[:N].tolist()) for row in x]
+    limits = [cusum_threshold(RATE, one) for one in fits]
     k = np.array([0.5 if plain else limit.drift for limit in limits])
     h = np.array([10.0 if plain else limit.height for limit in limits])
-    mean, scale = np.array([fit.mean for fit in fits]), np.array([fit.scale for fit in fits])
-    cut = 4 * np.sqrt([fit.long_run_variance for fit in fits])
+    mean, scale = np.array([one.mean for one in fits]), np.array([one.scale for one in fits])
+    cut = 4 * np.sqrt([one.long_run_variance for one in fits])
     s, quiet, alarms = np.zeros(len(x)), np.zeros(len(x)), 0
     for t in range(N, x.shape[1]):
         z = np.clip((x[:, t] - mean) / scale, -cut, cut)
@@ -63,6 +68,26 @@ def alarms_per_1000(x: np.ndarray, *, plain: bool = False) -> float:
 @pytest.mark.parametrize("kind", ["white", "autocorrelated", "heavy", "skewed", "jittered", "rare"])
 def test_false_alarms_stay_within_the_promise(kind: str) -> None:
     assert alarms_per_1000(noise(kind, 1500)) <= 0.5
+
+
+@pytest.mark.parametrize("kind", ["white", "jittered", "rare"])
+def test_a_known_mean_keeps_the_promise(kind: str) -> None:
+    mean = 0.05 if kind == "rare" else 0.0
+    assert alarms_per_1000(noise(kind, 1500), fit=partial(known_baseline, mean=mean)) <= 0.5
+
+
+@pytest.mark.parametrize("kind", ["white", "autocorrelated", "heavy"])
+def test_a_fall_in_the_warm_up_costs_no_false_alarms(kind: str) -> None:
+    falling = noise(kind, 1500) - 0.06 * np.minimum(np.arange(N + STEPS), N)
+    assert alarms_per_1000(falling, fit=detrended_baseline) <= 0.5
+
+
+def test_a_fall_in_the_warm_up_does_not_hide_a_rise() -> None:
+    values = (noise("white", 1)[0, :N] - 0.1 * np.arange(N)).tolist()
+    plain, detrended = fit_baseline(values), detrended_baseline(values)
+    assert detrended.mean == pytest.approx(plain.mean, abs=0.2)
+    assert detrended.scale < 1.5 < plain.scale
+    assert detrended.long_run_variance < 3 < plain.long_run_variance
 
 
 def test_a_threshold_that_ignores_the_baseline_breaks_the_promise() -> None:

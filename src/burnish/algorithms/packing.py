@@ -9,7 +9,7 @@ attention mask is needed; and because trained positions are listed explicitly, t
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from torch import Tensor
 
 from burnish.algorithms.kept import KeptTokens
 from burnish.core.learning import TrainingSample
+
+NumberImages = Callable[[NDArray[np.intc], TrainingSample], NDArray[np.intc]]
+"""Ids of a sample with the tokens of its images numbered below -1: a number says which image and which part of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +126,9 @@ PADDING_SHARE = 0.1
 """Share of a micro-batch that may be padding in any case: on long samples more passes cost more than they save."""
 
 
-def micro_batches(samples: Sequence[TrainingSample], *, max_tokens: int, pad_id: int) -> list[MicroBatch]:
+def micro_batches(
+    samples: Sequence[TrainingSample], *, max_tokens: int, pad_id: int, number: NumberImages | None = None
+) -> list[MicroBatch]:
     """Cut `samples` into micro-batches of at most `max_tokens` padded input tokens, longest first; a micro-batch also
     ends where its padding would cost more than another pass.
 
@@ -133,7 +138,7 @@ def micro_batches(samples: Sequence[TrainingSample], *, max_tokens: int, pad_id:
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens is at least 1, got {max_tokens}")
-    rows = trained_rows(samples)
+    rows = trained_rows(samples, number)
     rows.sort(key=lambda row: (-row.inputs, row.index))
     batches: list[MicroBatch] = []
     start = 0
@@ -156,8 +161,9 @@ def _rows_that_fit(rows: Sequence[PackedRow], start: int, max_tokens: int) -> in
     return count
 
 
-def trained_rows(samples: Sequence[TrainingSample]) -> list[PackedRow]:
-    """The samples with trained tokens, in their order.  Raises ValueError for a trained first token."""
+def trained_rows(samples: Sequence[TrainingSample], number: NumberImages | None = None) -> list[PackedRow]:
+    """The samples with trained tokens, in their order.  Raises ValueError for a trained first token, and for images
+    where nobody says how these are numbered."""
     rows = []
     for index, sample in enumerate(samples):
         if not sample.length:
@@ -168,6 +174,10 @@ def trained_rows(samples: Sequence[TrainingSample]) -> list[PackedRow]:
         if columns[0] == 0:
             raise ValueError(f"the first token of {sample.trajectory_id} is trained, but nothing comes before it")
         ids = np.frombuffer(sample.token_ids, dtype=np.intc)
+        if sample.images:
+            if number is None:
+                raise ValueError(f"{sample.trajectory_id} shows images, and this model reads text alone")
+            ids = number(ids, sample)
         rows.append(PackedRow(index=index, sample=sample, ids=ids, columns=columns))
     return rows
 

@@ -17,14 +17,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from burnish.algorithms.packing import MicroBatch, PackedRow, TokenTree, pack_streams, trained_rows
+from burnish.algorithms.packing import MicroBatch, NumberImages, PackedRow, TokenTree, pack_streams, trained_rows
 from burnish.core.learning import TrainingSample
+
+_NO_TOKEN = -1
+"""Beyond a row's end; tokens of images are numbered below it."""
 
 TARGETS_PER_TOKEN = 4
 """A micro-batch of at most n nodes has at most this times n trained tokens, for what is held for each of them."""
 
 
-def tree_batches(samples: Sequence[TrainingSample], *, max_tokens: int) -> list[MicroBatch]:
+def tree_batches(
+    samples: Sequence[TrainingSample], *, max_tokens: int, number: NumberImages | None = None
+) -> list[MicroBatch]:
     """Cut `samples` into micro-batches of at most `max_tokens` nodes each; `token_ids_BT` is [1, U], the nodes' tokens.
 
     Pure and deterministic.  A sample longer than `max_tokens` gets a micro-batch of its own; one without trained tokens
@@ -32,7 +37,7 @@ def tree_batches(samples: Sequence[TrainingSample], *, max_tokens: int) -> list[
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens is at least 1, got {max_tokens}")
-    rows = trained_rows(samples)
+    rows = trained_rows(samples, number)
     rows.sort(key=lambda row: (row.ids[: row.inputs].tobytes(), row.index))
     if not rows:
         return []
@@ -50,9 +55,9 @@ def tree_batches(samples: Sequence[TrainingSample], *, max_tokens: int) -> list[
 
 
 def _rectangle(rows: Sequence[PackedRow]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Input ids [R, T], -1 beyond a row's end, and the rows' lengths."""
+    """Input ids [R, T], `_NO_TOKEN` beyond a row's end, and the rows' lengths."""
     inputs_R = np.asarray([row.inputs for row in rows], dtype=np.int64)
-    ids_RT = np.full((len(rows), int(inputs_R.max())), -1, dtype=np.int64)
+    ids_RT = np.full((len(rows), int(inputs_R.max())), _NO_TOKEN, dtype=np.int64)
     ids_RT[np.arange(ids_RT.shape[1]) < inputs_R[:, None]] = np.concatenate([row.ids[: row.inputs] for row in rows])
     return ids_RT, inputs_R
 
@@ -60,7 +65,7 @@ def _rectangle(rows: Sequence[PackedRow]) -> tuple[NDArray[np.int64], NDArray[np
 def _shared_with_the_row_above(ids_RT: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many leading tokens each row has in common with the one above it; 0 for the first."""
     differs = np.ones((len(ids_RT), ids_RT.shape[1] + 1), dtype=np.bool_)
-    differs[1:, :-1] = (ids_RT[1:] != ids_RT[:-1]) | (ids_RT[1:] < 0)
+    differs[1:, :-1] = (ids_RT[1:] != ids_RT[:-1]) | (ids_RT[1:] == _NO_TOKEN)
     shared_R: NDArray[np.int64] = differs.argmax(axis=1)
     shared_R[0] = 0
     return shared_R

@@ -20,14 +20,20 @@ COMMANDS: dict[str, str] = {
     "report": "write a run's report as one HTML file",
     "why": "say why a run is ill: ranked causes with their evidence",
     "health": "watch stored token streams of any trainer",
+    "diagnose": "say which step of a trajectory failed, and whose fault it was",
     "runs": "list runs, or prune them to a disk budget",
     "regrade": "grade stored trajectories again and show what changes",
+    "override": "say what a grade, flag or label should have been",
+    "overrides": "list overrides, and how often graders and flags were wrong",
+    "judge": "measure a judge: against labels, or how far raters agree",
     "replay": "recompute a stored step and compare its loss",
     "export": "write a run's policy as a Hugging Face folder, or the run to a tracker",
     "doctor": "examine an environment before training in it",
     "init": "write an example project",
     "keys": "list every recipe key with its default and reason",
 }
+
+DIAGNOSE_FORMATS = ("atif", "agentrx", "tau", "inspect", "chat", "otel")
 
 EXIT_USAGE = 2
 EXIT_STOPPED = 3
@@ -96,6 +102,9 @@ def _train(parser: argparse.ArgumentParser) -> None:
 def _fork(parser: argparse.ArgumentParser) -> None:
     _run(parser)
     parser.add_argument("--step", default="", metavar="CHECKPOINT", help="such as rl-000020 (default: the newest)")
+    parser.add_argument(
+        "--keep-baselines", action="store_true", help="health and control go on where the parent's were"
+    )
     _overrides(parser)
     parser.epilog = "Every key may change but those of model and warm_start: the weights are made of them."
 
@@ -109,8 +118,8 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tasks", type=int, default=300, help="at most so many tasks (default: 300)")
     parser.add_argument("--samples", type=int, default=1, help="episodes for each task (default: 1)")
-    parser.add_argument("--mode", choices=("greedy", "sampled"), default="greedy")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mode", choices=("greedy", "sampled"), default="greedy", help="default: greedy")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--label", default="", help="name of the stored result (default: made from policy and taskset)")
     parser.add_argument("--base-url", default="", help="of an OpenAI-compatible endpoint (default: $OPENAI_BASE_URL)")
     _root(parser)
@@ -121,8 +130,8 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", help="a run or a file written by `burnish eval`")
     parser.add_argument("b", metavar="B", help="the other one; differences are B - A")
     parser.add_argument("--label", default="after_rl", help="which evaluation of a run (default: after_rl)")
-    parser.add_argument("--mode", choices=("greedy", "sampled"), default="greedy")
-    parser.add_argument("--split", default="heldout")
+    parser.add_argument("--mode", choices=("greedy", "sampled"), default="greedy", help="default: greedy")
+    parser.add_argument("--split", default="heldout", help="default: heldout")
     _root(parser)
 
 
@@ -130,6 +139,7 @@ def _view(parser: argparse.ArgumentParser) -> None:
     _run(parser)
     parser.add_argument("--port", type=int, default=8765, help="port on 127.0.0.1 (default: 8765; 0: any free one)")
     parser.add_argument("--prometheus", action="store_true", help="also answer /metrics for a Prometheus scraper")
+    parser.add_argument("--overrides", action="store_true", help="also take overrides, by POST with a token")
 
 
 def _why(parser: argparse.ArgumentParser) -> None:
@@ -150,6 +160,23 @@ def _health(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     _root(parser)
     parser.epilog = "The columns are described in docs/health.md; names of TRL and verl are known."
+
+
+def _diagnose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="FILE|RUN", help="trajectories of any agent, .jsonl or .json, or a run")
+    parser.add_argument("--policy", default="", metavar="FILE", help="rules of the domain, .toml, or built-in: retail")
+    parser.add_argument("--format", default="", choices=("", *DIAGNOSE_FORMATS), help="(default: seen from the record)")
+    parser.add_argument("--no-reference", action="store_true", help="do not look at gold actions")
+    parser.add_argument("--all", action="store_true", help="also trajectories that passed")
+    parser.add_argument("--weights", default="", metavar="FILE", help="weights of the ranking (default: built-in)")
+    parser.add_argument("--constraints", default="", metavar="FILE", help="constraints that a model wrote, JSON")
+    parser.add_argument("--judge", default="", metavar="openai:MODEL", help="let a model look at the suspects")
+    parser.add_argument("--base-url", default="", help="of the judge's endpoint (default: $OPENAI_BASE_URL)")
+    parser.add_argument("--out", default="", metavar="FILE", help="write every diagnosis, as JSONL")
+    parser.add_argument("--to-atif", default="", metavar="FILE", help="write every record, as ATIF JSONL")
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    _root(parser)
+    parser.epilog = "Formats, rules and categories are described in docs/diagnosis.md."
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
@@ -176,6 +203,48 @@ def _regrade(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Nothing is sampled and the run stays as it is.  The file is described in docs/graders.md."
 
 
+def _override(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("trajectory", metavar="TRAJECTORY", help="its id, such as rl/000012/0003/05")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--grade", default="", metavar="NAME", help="the grader that was wrong, or right")
+    kind.add_argument("--flag", default="", metavar="FAMILY", help="a flag; --score 1: honest, 0: it was a cheat")
+    kind.add_argument("--label", default="", metavar="NAME=VALUE", help="any other label")
+    parser.add_argument("--score", type=float, default=None, help="what it should have been, from 0 to 1")
+    parser.add_argument("--by", required=True, metavar="NAME", help="who says so")
+    parser.add_argument("--reason", required=True, help="why")
+    parser.epilog = "Overrides are only ever added; the last one on a name counts."
+
+
+def _list_overrides(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument(
+        "--out", default="", metavar="FILE", help="write labelled examples for `burnish judge calibrate`"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _judge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("calibrate", "agreement"))
+    parser.add_argument("file", metavar="FILE", help="calibrate: labelled examples; agreement: ratings; both as JSONL")
+    parser.add_argument("--rubric", default="", metavar="FILE", help="calibrate: rubric, .toml or .jsonl")
+    parser.add_argument(
+        "--judge", action="append", default=[], metavar="openai:MODEL", help="calibrate; may be repeated"
+    )
+    parser.add_argument("--base-url", default="", help="of the judges' endpoint (default: $OPENAI_BASE_URL)")
+    parser.add_argument("--cache", default="", metavar="FILE", help="keep replies here, and never ask twice")
+    parser.add_argument("--offline", action="store_true", help="use the replies in --cache alone")
+    parser.add_argument(
+        "--orders", type=int, default=2, help="orders of the criteria, to see position bias (default: 2)"
+    )
+    parser.add_argument("--map", choices=("isotonic", "threshold"), default="isotonic", help="of graded values")
+    parser.add_argument("--max-requests", type=int, default=None, help="never send more (default: no limit)")
+    parser.add_argument("--out", default="", metavar="FILE", help="calibrate: write the maps of graded values")
+    parser.add_argument("--scale", choices=("nominal", "ordinal", "interval"), default="nominal", help="agreement")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.epilog = "Both files are described in docs/rubrics.md."
+
+
 def _replay(parser: argparse.ArgumentParser) -> None:
     _run(parser)
     parser.add_argument("--step", type=int, required=True, help="RL step to recompute")
@@ -193,7 +262,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
 def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("environment", metavar="ENV", help="built-in environment, .py or .jsonl file")
     parser.add_argument("--tasks", type=int, default=300, help="tasks to probe (default: 300)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument(
         "options", nargs="*", metavar="option=value", help="options of the environment, such as level=2"
     )
@@ -218,8 +287,12 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "report": _report,
     "why": _why,
     "health": _health,
+    "diagnose": _diagnose,
     "runs": _runs,
     "regrade": _regrade,
+    "override": _override,
+    "overrides": _list_overrides,
+    "judge": _judge,
     "replay": _replay,
     "export": _export,
     "doctor": _doctor,

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -119,6 +119,7 @@ def _fork(arguments: argparse.Namespace) -> int:
                 recipe,
                 folder,
                 checkpoint=arguments.step,
+                keep_baselines=arguments.keep_baselines,
                 watch=watch,
                 stop=stop,
                 server=policy_server(recipe, folder),
@@ -130,9 +131,11 @@ def _fork(arguments: argparse.Namespace) -> int:
 
 def _announce(recipe: Recipe, folder: Path) -> None:
     console.print(
-        f"run [bold]{folder}[/]  environment {recipe.environment.name}  "
-        f"{recipe.run.workers} workers  seed {recipe.run.seed}  (watch it: burnish view {folder.name})",
+        f"run [bold]{folder}[/]\n"
+        f"environment {recipe.environment.name}, {recipe.run.workers} worker{'s' * (recipe.run.workers != 1)}, "
+        f"seed {recipe.run.seed}; watch it: burnish view {folder.name}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -340,8 +343,15 @@ def _view(arguments: argparse.Namespace) -> int:
 
         exposition(folder)  # A missing library is said now, not to the first scraper.
         metrics = exposition
-    server = serve(folder, port=arguments.port, metrics=metrics)
+    override: Callable[[Path, Mapping[str, Any]], None] | None = None
+    if arguments.overrides:
+        from burnish.cli.overrides import store_posted
+
+        override = store_posted
+    server = serve(folder, port=arguments.port, metrics=metrics, override=override)
     console.print(f"{folder.name} is shown at [bold]{server.url}[/]  (Ctrl-C ends)", highlight=False)
+    if override is not None:
+        console.print(f"overrides: POST {server.url}api/override with X-Burnish-Token: {server.token}", highlight=False)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
@@ -402,6 +412,24 @@ def _regrade(arguments: argparse.Namespace) -> int:
     return regrade(arguments, console)
 
 
+def _override(arguments: argparse.Namespace) -> int:
+    from burnish.cli.overrides import override
+
+    return override(arguments, console)
+
+
+def _list_overrides(arguments: argparse.Namespace) -> int:
+    from burnish.cli.overrides import list_overrides
+
+    return list_overrides(arguments, console)
+
+
+def _judge(arguments: argparse.Namespace) -> int:
+    from burnish.cli.judge import judge
+
+    return judge(arguments, console)
+
+
 def _why(arguments: argparse.Namespace) -> int:
     from burnish.cli.health import why
 
@@ -412,6 +440,12 @@ def _health(arguments: argparse.Namespace) -> int:
     from burnish.cli.health import health
 
     return health(arguments, console)
+
+
+def _diagnose(arguments: argparse.Namespace) -> int:
+    from burnish.cli.diagnose import diagnose
+
+    return diagnose(arguments, console)
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -472,8 +506,12 @@ _COMMANDS: dict[str, Command] = {
     "report": _report,
     "why": _why,
     "health": _health,
+    "diagnose": _diagnose,
     "runs": _runs,
     "regrade": _regrade,
+    "override": _override,
+    "overrides": _list_overrides,
+    "judge": _judge,
     "replay": _replay,
     "export": _export,
     "doctor": _doctor,

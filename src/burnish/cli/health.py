@@ -34,15 +34,17 @@ def health(arguments: argparse.Namespace, console: Console) -> int:
     from burnish.reports.offline import health_json, health_table, streams_of, watch_streams
 
     path = Path(arguments.path)
+    name = path.name
     if not path.exists() or (path / "control.sqlite").exists():
-        path = streams_of(_run_folder(arguments))
+        folder = _run_folder(arguments)
+        path, name = streams_of(folder), folder.name
     seen = watch_streams(
         path, baseline_steps=arguments.baseline_steps, false_alarms_per_1000=arguments.false_alarms_per_1000
     )
     if arguments.json:
-        _print_json(console, health_json(path.name, seen))
+        _print_json(console, health_json(name, seen))
     else:
-        console.print(health_table(path.name, seen), width=min(WIDTH, console.width))
+        console.print(health_table(name, seen), width=min(WIDTH, console.width))
     return 0
 
 

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from burnish.core.errors import ConfigError, StoreError
-from burnish.core.grade import Aggregator, Grader
 from burnish.core.sandbox import Sandbox
 from burnish.core.task import Task
 from burnish.graders.cost import TokenCost
-from burnish.graders.graph import load_graph
-from burnish.graders.late_sandbox import LateSandbox
 from burnish.graders.regrade import FLIP_AT, Change, Regrade, Regraded
-from burnish.loop.config import Recipe
-from burnish.loop.worlds import World, load_world
+from burnish.loop.config import GradersSection, Recipe, StagedSection
+from burnish.loop.grading import open_world, share_done
+from burnish.loop.worlds import GraphText, World
 from burnish.store.reader import RunReader
 from burnish.store.rows import StepInfo
 from burnish.store.runs import find_run
@@ -39,9 +38,7 @@ def regrade(arguments: argparse.Namespace, console: Console) -> int:
     reader = RunReader(folder)
     recipe = _recipe(reader, folder)
     environment = recipe.environment
-    world = load_world(environment.name, environment.options, seed=environment.seed)
-    sandbox = LateSandbox()
-    graders, aggregator = _graders(arguments.graders, world, reader, sandbox)
+    world = _world(arguments.graders, recipe, reader)
     steps = [info for info in reader.steps(arguments.phase or None) if info.segment]
     if not steps:
         raise StoreError(
@@ -50,15 +47,15 @@ def regrade(arguments: argparse.Namespace, console: Console) -> int:
     started_s = time.perf_counter()
     with ExitStack() as stack:
         setting = Regrade(
-            graders=graders,
-            aggregator=aggregator,
+            graders=world.graders,
+            aggregator=world.aggregator,
             tasks=tasks_by_hash(world),
-            share=lambda step: step / max(1, recipe.rl.steps),
+            share=partial(share_done, recipe),
             charge=_charge(recipe),
             timeout_s=environment.grader_timeout_s,
             sink=_sink(arguments.out, stack),
         )
-        found = asyncio.run(_run(setting, reader, steps, sandbox))
+        found = asyncio.run(_run(setting, reader, steps, world.sandbox))
     took_s = time.perf_counter() - started_s
     if found.unknown_tasks == found.trajectories:
         raise ConfigError(f"{environment.name} has none of the run's tasks any more; restore its source or data file")
@@ -69,11 +66,12 @@ def regrade(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-async def _run(setting: Regrade, reader: RunReader, steps: Sequence[StepInfo], sandbox: Sandbox) -> Regraded:
+async def _run(setting: Regrade, reader: RunReader, steps: Sequence[StepInfo], sandbox: Sandbox | None) -> Regraded:
     try:
         return await setting.run(reader.layout, steps)
     finally:
-        await sandbox.close()
+        if sandbox is not None:
+            await sandbox.close()
 
 
 def tasks_by_hash(world: World) -> dict[str, Task]:
@@ -89,11 +87,14 @@ def _recipe(reader: RunReader, folder: Path) -> Recipe:
         raise StoreError(f"the recipe stored in {folder} cannot be used by this version of Burnish: {error}") from error
 
 
-def _graders(path: str, world: World, reader: RunReader, sandbox: Sandbox) -> tuple[tuple[Grader, ...], Aggregator]:
-    if not path:
-        return world.graders, world.aggregator
-    graph = load_graph(path, resources={"artefact": reader.artefact, "sandbox": sandbox})
-    return graph.graders, graph.aggregator
+def _world(path: str, recipe: Recipe, reader: RunReader) -> World:
+    """The run's world with the graders of the file, or with those that it was run with: its graph as it was then."""
+    resources = {"artefact": reader.artefact}
+    if path:
+        unstaged = recipe.model_copy(update={"graders": GradersSection(file=path), "staged": StagedSection()})
+        return open_world(unstaged, resources=resources)
+    stored = reader.manifest().get("environment", {}).get("graph")
+    return open_world(recipe, graph=GraphText.from_json(stored) if stored else None, resources=resources)
 
 
 def _charge(recipe: Recipe) -> TokenCost | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 
+from burnish.core.images import ImageSpan
 from burnish.core.kept import KeptSets
 
 
@@ -16,7 +17,7 @@ class TrainingSample:
     by two branches is trained once).  behaviour_logprobs: array('f'), 0 outside the mask.  versions: array('i'), -1
     outside.  advantages: array('f'), 0 outside (all 1 for SFT).  kept: the sets that the tokens were drawn from, where
     top-k or top-p cut the vocabulary.  proximal_logprobs: array('f'), of the policy that the trust region is around,
-    0 outside; None where the loss has none.
+    0 outside; None where the loss has none.  images: which tokens show which image.
 
     Example: prompt of 2 tokens, action of 2: loss_mask [0, 0, 1, 1], advantages [0, 0, .5, .5].
     """
@@ -30,6 +31,7 @@ class TrainingSample:
     advantages: array[float]
     kept: KeptSets | None = None
     proximal_logprobs: array[float] | None = None
+    images: tuple[ImageSpan, ...] = ()
 
     def __post_init__(self) -> None:
         streams = (self.token_ids, self.loss_mask, self.behaviour_logprobs, self.versions, self.advantages)

@@ -6,10 +6,11 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from burnish.core.images import ImageSpan
 from burnish.core.kept import KeptSets
-from burnish.core.message import Message
+from burnish.core.message import ImagePart, Message
 from burnish.core.tool import ToolSpec
 
 
@@ -38,7 +39,8 @@ class SampleRequest:
 
     prompt_ids: array('i') of every token so far.  seed: draws depend on it and on the position alone, never on what
     else is in the batch.  stop_ids: sampling ends after one of them (it is part of the action).  messages and tools:
-    the same conversation for endpoints that take messages instead of tokens.
+    the same conversation for endpoints that take messages instead of tokens.  images: which tokens of the prompt show
+    which image.
     """
 
     key: str
@@ -49,6 +51,7 @@ class SampleRequest:
     stop_ids: tuple[int, ...]
     messages: tuple[Message, ...] = ()
     tools: tuple[ToolSpec, ...] = ()
+    images: tuple[ImageSpan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +84,13 @@ class Extension:
     """What a renderer adds to a conversation.
 
     token_ids: the ids to add.  fork: empty where the old ids stay an exact prefix; otherwise the reason why the model's
-    template would render the past differently, and `token_ids` is the whole conversation rendered anew.
+    template would render the past differently, and `token_ids` is the whole conversation rendered anew.  images: which
+    of these ids show which image.
     """
 
     token_ids: array[int]
     fork: str = ""
+    images: tuple[ImageSpan, ...] = ()
 
 
 class Renderer(Protocol):
@@ -109,3 +114,21 @@ class Renderer(Protocol):
     def parse(self, token_ids: array[int]) -> Message:
         """The assistant message in sampled ids; unreadable tool calls come back with `ToolCall.error` set."""
         ...
+
+
+@runtime_checkable
+class ImageRenderer(Renderer, Protocol):
+    """A renderer that can show images; one that cannot raises RenderError for them."""
+
+    def image_spans(self, token_ids: array[int], images: Sequence[ImagePart]) -> tuple[ImageSpan, ...]:
+        """Where in ids of `open` these images stand, the images in the order of the messages."""
+        ...
+
+
+def opened(
+    renderer: Renderer, messages: Sequence[Message], tools: Sequence[ToolSpec]
+) -> tuple[array[int], tuple[ImageSpan, ...]]:
+    """Ids of the first prompt and where its images stand."""
+    ids = renderer.open(messages, tools)
+    images = [part for message in messages for part in message.images]
+    return ids, renderer.image_spans(ids, images) if images and isinstance(renderer, ImageRenderer) else ()

@@ -34,10 +34,11 @@ class TokenStream:
     """The N sampled tokens of one trajectory, in order, shown tokens left out.
 
     behaviour: array('f'), natural logarithms of the probabilities that the tokens were drawn with.  learner: of the
-    policy in training at the step's first update, None where it was not trained on; likewise proximal and reference,
-    None where there are none.  entropy: array('f') in nats, and score_norm: array('f'), 1 - 2 p + sum_v p_v^2 in
-    [0, 2], of the learner's distribution; None where they were not computed.  control: array('b'), 1 for tokens that
-    open or close a tool call or end a turn.  staleness: array('i'), learner version minus the version that drew it.
+    policy in training right before the update that trains the trajectory (of the later updates of a step: with the
+    earlier ones applied), None where it was not trained on; likewise proximal and reference, None where there are none.
+    entropy: array('f') in nats, and score_norm: array('f'), 1 - 2 p + sum_v p_v^2 in [0, 2], of the learner's
+    distribution; None where they were not computed.  control: array('b'), 1 for tokens that open or close a tool call
+    or end a turn.  staleness: array('i'), learner version minus the version that drew it.
     spans: the actions, which cover the stream.  advantage, reward: None where the trajectory has none.  reward_parts:
     by grader.  source: where the task comes from; skill: the ability that it needs; both "" where unknown.
     turns: actions.  retries: calls repeated after an error.  success: in [0, 1], None where nobody judged.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from burnish.core.images import ImageSpan
 from burnish.core.kept import KeptSets
 from burnish.core.message import Message
 from burnish.core.outcome import Outcome
@@ -24,7 +25,7 @@ class Node:
     others for an observation.  token_ids: array('i') of T ids; action_mask: array('b'), 1 where the policy sampled the
     token; logprobs: array('f'), NaN where it did not; versions: array('i'), -1 where it did not.  kept: what top-k and
     top-p left of the vocabulary at each token, None where nothing was cut.  fork: why this node starts a new root (""
-    for none).  started_s is relative to the start of the episode.
+    for none).  images: which of its tokens show which image.  started_s is relative to the start of the episode.
 
     Example: an observation of 3 tokens has action_mask [0, 0, 0], logprobs [nan, nan, nan], versions [-1, -1, -1].
     """
@@ -38,6 +39,7 @@ class Node:
     is_action: bool
     kept: KeptSets | None = None
     fork: str = ""
+    images: tuple[ImageSpan, ...] = ()
     started_s: float = 0.0
     duration_s: float = 0.0
 

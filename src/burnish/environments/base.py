@@ -37,7 +37,9 @@ class Environment:
 
     name: what recipes and the command line call it (default: the class name in lower case).
     splits: the splits `tasks` knows.  graders: names of graders or graders (default: "get_reward" where that method is
-    written, else "exact").  chance: success of a policy without skill, in [0, 1].  limits: what an episode may spend,
+    written, else "exact").  weights: what each of them counts, by name; None for equal shares, and one that is left out
+    is heard and not counted.  grader_graph: a grader graph as data, in place of both (docs/graders.md).
+    chance: success of a policy without skill, in [0, 1].  limits: what an episode may spend,
     where its task does not say.  mistakes: names of the wrong ways that `solve(mistake=...)` can go.
 
     `task` is the episode's own copy: changing it reaches no other episode.
@@ -46,6 +48,8 @@ class Environment:
     name: ClassVar[str] = ""
     splits: ClassVar[tuple[str, ...]] = ("train", "heldout")
     graders: tuple[str | Grader, ...] = ("exact",)
+    weights: Mapping[str, float] | None = None
+    grader_graph: Mapping[str, Any] | None = None
     chance: float = 0.0
     limits: Limits = Limits()
     mistakes: tuple[str, ...] = ()

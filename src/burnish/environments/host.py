@@ -22,9 +22,9 @@ from typing import Any
 
 from burnish.core.environment import Environment
 from burnish.core.hashing import canonical_json
-from burnish.core.message import Message, message_to_json
+from burnish.core.message import Message
 from burnish.core.task import Task
-from burnish.core.tool import Tool
+from burnish.core.tool import ShownResult, Tool
 from burnish.environments.base import EnvironmentFault
 from burnish.environments.threads import ThreadWork, thread_work
 from burnish.environments.wire import (
@@ -32,6 +32,8 @@ from burnish.environments.wire import (
     HostSettings,
     carried_text,
     error_to_json,
+    message_out,
+    result_out,
     to_frame,
     tools_to_json,
 )
@@ -65,6 +67,7 @@ class _Host:
         self._settings: HostSettings | None = None
         self._make: Callable[[], Environment] | None = None
         self._worlds: dict[int, _World] = {}
+        self._images: set[str] = set()
         self._calls: dict[int, _Call] = {}
 
     async def run(self) -> None:
@@ -150,19 +153,21 @@ class _Host:
                 world = self._worlds[environment_id] = _World(self._make())  # type: ignore[misc]
             except Exception as error:  # noqa: BLE001 - the constructor is the user's; told apart from `start`
                 return "constructor", {"unmade": error_to_json(error)}
-        shown = _messages(await world.environment.start(task), "start")
+        shown = _messages(await world.environment.start(task), "start", self._images)
         return "what start shows", {"messages": shown} | _tools_of(world)
 
     async def _reply(self, environment_id: int, message: Message) -> tuple[str, Any]:
         shown = await self._world(environment_id).reply(message)
-        return "the reply", None if shown is None else _messages(shown, "reply")
+        return "the reply", None if shown is None else _messages(shown, "reply", self._images)
 
     async def _tool(self, environment_id: int, argument: tuple[int, dict[str, Any]]) -> tuple[str, Any]:
         index, arguments = argument
         chosen = self._worlds[environment_id].tools[index]
         text: Any = await chosen.call(arguments)
         if isinstance(text, str) and self._settings is not None:
-            text = carried_text(text, self._settings.max_frame_bytes)
+            images = text.images if isinstance(text, ShownResult) else ()
+            text = ShownResult(carried_text(text, self._settings.max_frame_bytes), images)
+            return f"result of tool {chosen.spec.name}", result_out(text, self._images)
         return f"result of tool {chosen.spec.name}", text
 
     async def _finish(self, environment_id: int, answer: str) -> tuple[str, Any]:
@@ -182,10 +187,10 @@ class _Host:
         return self._worlds[environment_id].environment
 
 
-def _messages(shown: Any, phase: str) -> list[dict[str, Any]]:
+def _messages(shown: Any, phase: str, sent: set[str]) -> list[dict[str, Any]]:
     if not isinstance(shown, (list, tuple)) or not all(isinstance(item, Message) for item in shown):
         raise EnvironmentFault(f"{phase} gave {type(shown).__name__} {shown!r:.80}; it gives a list of messages")
-    return [message_to_json(message) for message in shown]
+    return [message_out(message, sent) for message in shown]
 
 
 def _tools_of(world: _World) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from burnish.core.errors import ConfigError, HostLost, WorldFault
-from burnish.core.message import Message, message_from_json
+from burnish.core.message import Message
 from burnish.core.outcome import Owner
 from burnish.core.task import Limits, Task
 from burnish.core.tool import Tool
@@ -32,7 +32,15 @@ from burnish.environments.blame import Blame
 from burnish.environments.link import HostLink
 from burnish.environments.process import HostProcess
 from burnish.environments.source import EnvironmentSource
-from burnish.environments.wire import MAX_FRAME_BYTES, HostSettings, error_from_json, relayed_line, tools_from_json
+from burnish.environments.wire import (
+    MAX_FRAME_BYTES,
+    HostSettings,
+    error_from_json,
+    message_in,
+    relayed_line,
+    result_in,
+    tools_from_json,
+)
 
 GRACE_S = 0.5
 """How long a host may take to confirm that a cancelled call has ended.  A confirmation takes a millisecond; code that
@@ -370,8 +378,7 @@ class HostedEnvironment:
             self.fault = self.fault or WorldFault(Owner.ENVIRONMENT, "closed", "the environment was closed")
 
     async def _tool(self, index: int, arguments: Mapping[str, Any]) -> str:
-        text: str = await self._call("tool", (index, dict(arguments)))
-        return text
+        return result_in(await self._call("tool", (index, dict(arguments))))
 
     async def _call(self, method: str, argument: Any) -> Any:
         if self.fault is not None:
@@ -388,6 +395,6 @@ def _killed(message: str) -> WorldFault:
 
 def _messages(data: Any) -> list[Message]:
     try:
-        return [message_from_json(item) for item in data]
+        return [message_in(item) for item in data]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EnvironmentFault(f"a host sent what are no messages: {type(error).__name__}: {error}") from None

@@ -12,9 +12,9 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_t
 import docstring_parser
 
 from burnish.core.errors import ConfigError, ToolError
-from burnish.core.message import ToolCall
+from burnish.core.message import ImagePart, ToolCall
 from burnish.core.outcome import Owner
-from burnish.core.tool import Tool, ToolSpec
+from burnish.core.tool import ShownResult, Tool, ToolSpec
 from burnish.environments.schema import compact_json, convert, schema_of, to_json
 from burnish.environments.threads import run_in_thread
 
@@ -170,7 +170,8 @@ def tool(function: Any = None, /, **options: Any) -> Any:
     """Make a method, sync or async, a tool of its environment.
 
     The schema comes from the type hints, the descriptions from the docstring (Google, NumPy or reST style).
-    The result becomes text: a str as it is, None as "ok", anything else as JSON.  Raise `ToolError` to tell the
+    The result becomes text: a str as it is, None as "ok", an ImagePart (or a list of text and such parts) as an image
+    before its text, anything else as JSON.  Raise `ToolError` to tell the
     policy what it did wrong.
 
     Sync methods run on a thread, so that one which blocks stalls no other episode; within one episode they run one
@@ -196,6 +197,12 @@ def result_text(value: Any, where: str = "tool") -> str:
     """
     if value is None:
         return "ok"
+    parts = list(value) if isinstance(value, (list, tuple)) else [value]
+    images = tuple(part for part in parts if isinstance(part, ImagePart))
+    if images:
+        texts = [part for part in parts if not isinstance(part, ImagePart)]
+        text = result_text(texts[0] if len(texts) == 1 else texts, where) if texts else ""
+        return ShownResult(text, images)
     try:
         plain = to_json(value)
         return plain if isinstance(plain, str) else compact_json(plain)

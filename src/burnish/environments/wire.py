@@ -7,6 +7,7 @@ what comes back is JSON, so that code of an environment can hand its parent noth
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
 import traceback
@@ -17,9 +18,11 @@ from pathlib import PurePath
 from typing import Any
 
 from burnish.core.errors import BurnishError, ConfigError, RelayedError, TaskError, ToolError
+from burnish.core.images import SHELF
+from burnish.core.message import Message, Role, message_from_json, message_to_json
 from burnish.core.outcome import Owner
 from burnish.core.text import cap_text, clean_text
-from burnish.core.tool import Tool, ToolSpec
+from burnish.core.tool import ShownResult, Tool, ToolSpec
 from burnish.environments.base import EnvironmentFault
 from burnish.environments.source import EnvironmentSource
 
@@ -249,6 +252,49 @@ def relayed_line(data: Mapping[str, Any]) -> str:
 def _relayed(kind: str, base: str) -> Callable[[str, str], Exception]:
     made: Any = type(kind, (RelayedError, _KINDS[base]), {})
     return made  # type: ignore[no-any-return]
+
+
+def message_out(message: Message, sent: set[str]) -> dict[str, Any]:
+    """A message as JSON; the bytes of its images go along the first time (`sent` holds those that went before)."""
+    data = message_to_json(message)
+    for part in data["parts"]:
+        if "sha256" in part:
+            _with_bytes(part, sent)
+    return data
+
+
+def message_in(data: Mapping[str, Any]) -> Message:
+    """Inverse of `message_out`; the bytes of new images go to this process's shelf."""
+    for part in data.get("parts", ()):
+        _keep_bytes(part)
+    return message_from_json(data)
+
+
+def result_out(text: str, sent: set[str]) -> Any:
+    """A tool's result: its text, or text and images."""
+    if not isinstance(text, ShownResult) or not text.images:
+        return text
+    return [str(text), message_out(Message(role=Role.USER, parts=text.images), sent)]
+
+
+def result_in(value: Any) -> str:
+    """Inverse of `result_out`."""
+    if isinstance(value, list) and len(value) == 2:
+        return ShownResult(str(value[0]), message_in(value[1]).images)
+    return value  # type: ignore[no-any-return]
+
+
+def _with_bytes(part: dict[str, Any], sent: set[str]) -> None:
+    if part["sha256"] not in sent:
+        part["bytes"] = base64.b64encode(SHELF.get(part["sha256"])).decode("ascii")
+        sent.add(part["sha256"])
+
+
+def _keep_bytes(part: Any) -> None:
+    if isinstance(part, dict) and "bytes" in part:
+        data = base64.b64decode(part.pop("bytes"))
+        if SHELF.put(data) != part.get("sha256"):
+            raise ValueError("the bytes of an image do not have its hash")
 
 
 def tools_to_json(tools: Sequence[Tool]) -> str:

@@ -23,6 +23,7 @@ from burnish.core.sampling import Renderer
 from burnish.core.task import Limits, Task, Taskset
 from burnish.core.trajectory import Trajectory
 from burnish.environments.base import expert_policy
+from burnish.evaluation.exploits import EXPLOITS, surface_problems
 from burnish.evaluation.heldout import SUCCESS_AT
 from burnish.evaluation.probes import Probe, Recorder, first_difference, loop_lag_s, run_probe
 from burnish.evaluation.schema_lint import is_advice, schema_problems
@@ -156,6 +157,7 @@ async def examine(
         checks.append(await doctor.oracle(splits))
         checks += await doctor.weak_policies(tasks)
         checks += [await doctor.mistakes(tasks), await doctor.hostile(tasks), await doctor.determinism(tasks)]
+        checks += [await doctor.exploits(tasks)]
         checks += [await doctor.state(tasks), doctor.schema(), doctor.tool_latency(), await doctor.event_loop(tasks)]
     n_tasks = sum(len(tasks) for tasks in splits.values())
     return DoctorReport(environment=subject.name, chance=subject.taskset.chance, n_tasks=n_tasks, checks=tuple(checks))
@@ -291,6 +293,26 @@ class _Doctor:
             detail=detail,
             measured={"n": n, "unjudged_answers": len(excluded), "rewarded_answers": len(earned)},
         )
+
+    async def exploits(self, tasks: Sequence[Task]) -> Check:
+        """Policies that cheat in any environment earn no more than chance.
+
+        What would let cheating be seen, and is missing, is named and fails nothing.
+        """
+        chosen = list(tasks[:_HOSTILE_TASKS])
+        earned: list[str] = []
+        states: list[Mapping[str, Any]] = []
+        for name, policy in EXPLOITS.items():
+            probe = await self._probe(f"exploit_{name}", chosen, policy, with_tokens=False)
+            states += [trajectory.final_state for trajectory in probe.trajectories]
+            if probe.mean > self._bar:
+                best = max(range(len(chosen)), key=lambda i: probe.rewards[i] or 0.0)
+                earned.append(f"{name} earns {probe.mean:.2f}: {_miss(probe, best)}")
+        advice = surface_problems(list(self._recorder.specs.values()), states, tasks)
+        detail = "; ".join(earned[:_NAMED]) or f"{len(EXPLOITS)} ways to cheat on {len(chosen)} tasks, none rewarded"
+        detail += "".join(f"; advice: {problem}" for problem in advice[:_NAMED])
+        measured = {"exploits": len(EXPLOITS), "rewarded": len(earned), "advice": len(advice)}
+        return Check(name="exploits", ok=not earned, detail=detail, measured=measured)
 
     async def determinism(self, tasks: Sequence[Task]) -> Check:
         """The same script twice gives the same messages, outcome, final state and reward."""

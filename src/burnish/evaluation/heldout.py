@@ -387,7 +387,8 @@ def _exclusion_message(spec: EvalSpec, result: EvalResult) -> str:
     causes = Counter(
         f"{trajectory.outcome.label} {trajectory.outcome.cause}".strip()
         if not trajectory.outcome.may_carry_reward
-        else "no grade: " + next((g.cause for g in grades if g.score is None), "left out by the aggregator")
+        else "no grade: "
+        + next((g.cause for g in grades if g.score is None and not g.is_skipped), "left out by the aggregator")
         for trajectory, grades, reward in zip(result.trajectories, result.grades, result.rewards, strict=True)
         if reward is None
     )

@@ -19,6 +19,7 @@ from burnish.core.task import Limits, Task
 from burnish.core.tool import Tool, ToolSpec
 from burnish.core.trajectory import Trajectory
 from burnish.graders.boundary import grade_trajectories
+from burnish.graders.graph import for_evaluation
 from burnish.rollout.episode import EpisodePlan
 from burnish.rollout.runner import MakeEnvironment, run_scripted
 
@@ -104,7 +105,7 @@ class Probe:
         outcome = self.trajectories[index].outcome
         if not outcome.may_carry_reward:
             return f"{outcome.label} {outcome.cause}: {outcome.detail}"
-        failed = [grade for grade in self.grades[index] if grade.score is None]
+        failed = [grade for grade in self.grades[index] if grade.score is None and not grade.is_skipped]
         return f"grader {failed[0].grader}: {failed[0].cause}" if failed else "left out by the aggregator"
 
 
@@ -141,7 +142,7 @@ async def run_probe(
         limits=subject.limits,
     )
     grades = await grade_trajectories(tasks, trajectories, subject.graders, timeout_s=grader_timeout_s)
-    rewards = subject.aggregator.rewards(grades)
+    rewards = for_evaluation(subject.aggregator).rewards(grades)
     return Probe(
         tasks=tuple(tasks),
         trajectories=tuple(trajectories),

@@ -24,7 +24,7 @@ import importlib.util
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -41,18 +41,21 @@ from burnish.graders.aggregate import (
     ShareOfBest,
     WeightedSum,
 )
+from burnish.graders.gated import GatedAggregator, GatedShare, GateNodes, GateSpec
+from burnish.graders.integrity.penalty import Penalised
 from burnish.graders.isolated import IsolatedGrader
 from burnish.graders.node import GraderNode, WeightSchedule, as_nodes
 from burnish.graders.registry import make_grader
 
 
 class AggregatorKind(StrEnum):
-    """What a graph may end in; `aggregate` has the formulas."""
+    """What a graph may end in; `aggregate` and `gated` have the formulas."""
 
     WEIGHTED_SUM = "weighted_sum"
     NORMALISED_SUM = "normalised_sum"
     RELATIVE_RANK = "relative_rank"
     LEXICOGRAPHIC = "lexicographic"
+    GATED = "gated"
 
 
 _SUMS = {
@@ -67,18 +70,32 @@ class ScheduledAggregator:
     """An aggregator whose weights change over training.
 
     `at` gives the one of a moment; asked for rewards itself, it is the one of the end.  tiers: name and passing score,
-    for the lexicographic kind alone.
+    for the lexicographic kind alone.  preference: graders that count in training and not in held-out results.
+    gate: for the gated kind alone.  integrity: name of the integrity grader whose flags come first, "" for none;
+    penalty: what proven cheating costs.
+
+    `ScheduledAggregator(kind=AggregatorKind.WEIGHTED_SUM, weights={"tests": WeightSchedule.constant(1.0)})`
     """
 
     kind: AggregatorKind
     weights: Mapping[str, WeightSchedule]
     tiers: tuple[tuple[str, float], ...] = ()
+    preference: tuple[str, ...] = ()
+    gate: GateNodes | None = None
+    integrity: str = ""
+    penalty: float = 1.0
 
     def at(self, share: float) -> WeightedSum:
         """The aggregator after a share of training, in [0, 1]."""
+        inner = self._plain(share)
+        return Penalised(inner, penalty=self.penalty, integrity=self.integrity) if self.integrity else inner
+
+    def _plain(self, share: float) -> WeightedSum:
         weights = {name: schedule.at(share) for name, schedule in self.weights.items()}
         if self.kind is AggregatorKind.LEXICOGRAPHIC:
             return LexicographicGate(self.tiers, {name: weights[name] for name, _ in self.tiers})
+        if self.gate is not None:
+            return GatedAggregator(weights, self.gate)
         return _SUMS[self.kind](weights)
 
     def rewards(self, grades_G: Sequence[Sequence[Grade]]) -> list[float | None]:
@@ -87,9 +104,17 @@ class ScheduledAggregator:
 
     @property
     def evaluation(self) -> Aggregator:
-        """For held-out results: the weights of the end, on a scale from 0 to 1, without competition among members."""
-        weights = {name: schedule.at(1.0) for name, schedule in self.weights.items()}
-        return ShareOfBest(weights) if self.kind is not AggregatorKind.LEXICOGRAPHIC else _LexicographicShare(self)
+        """For held-out results: the verifiable graders with the weights of the end, on a scale from 0 to 1, without
+        competition among members."""
+        inner = self._plain_evaluation()
+        return Penalised(inner, penalty=0.0, integrity=self.integrity) if self.integrity else inner
+
+    def _plain_evaluation(self) -> Aggregator:
+        if self.kind is AggregatorKind.LEXICOGRAPHIC:
+            tiers = tuple((name, passed_at) for name, passed_at in self.tiers if name not in self.preference)
+            return _LexicographicShare(replace(self, tiers=tiers, integrity=""))
+        weights = {name: schedule.at(1.0) for name, schedule in self.weights.items() if name not in self.preference}
+        return ShareOfBest(weights) if self.gate is None else GatedShare(GatedAggregator(weights, self.gate))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +155,21 @@ class GraderGraph:
         *,
         order: Sequence[str] = (),
         passed_at: Mapping[str, float] | None = None,
+        gate: GateNodes | None = None,
+        integrity: str = "",
+        penalty: float = 1.0,
     ) -> GraderGraph:
-        """A checked graph.  order, passed_at: of a lexicographic one (default: passed by a score of 1).
+        """A checked graph.  order, passed_at: of a lexicographic one (default: passed by a score of 1).  gate: of a
+        gated one.  integrity: the node whose flags come before every score; it has no weight of its own.  penalty: what
+        proven cheating costs.
 
         Raises ConfigError where it is none, or where no reward could come of it.
         """
         nodes = as_nodes(graders)
-        weights = {node.name: node.weight for node in nodes}
+        if integrity and integrity not in [node.name for node in nodes]:
+            raise ConfigError(f"integrity names {integrity!r}, which is not in the graph")
+        Penalised(WeightedSum(), penalty=penalty)
+        weights = {node.name: node.weight for node in nodes if node.name != integrity}
         passed = dict.fromkeys(order, 1.0) | dict(passed_at or {})
         if kind is not AggregatorKind.LEXICOGRAPHIC and (order or passed):
             raise ConfigError(f"order and passed_at belong to the lexicographic aggregator, not to {kind}")
@@ -148,12 +181,25 @@ class GraderGraph:
             raise ConfigError(f"passed_at names {unordered[0]!r}, which is not in order = {list(order)}")
         if len(set(order)) < len(order):
             raise ConfigError(f"the lexicographic order names a grader twice: {list(order)}")
+        _check_gate(kind, gate, weights)
+        preference = tuple(node.name for node in nodes if node.preference)
         aggregator = ScheduledAggregator(
-            kind=kind, weights=weights, tiers=tuple((name, passed[name]) for name in order)
+            kind=kind,
+            weights=weights,
+            tiers=tuple((name, passed[name]) for name in order),
+            preference=preference,
+            gate=gate,
+            integrity=integrity,
+            penalty=penalty,
         )
         counted = [weights[name] for name in order] if order else list(weights.values())
         if not any(weight for schedule in counted for _, weight in schedule.points):
             raise ConfigError("every weight is 0; no reward can come of this graph")
+        if not any(weights[name].at(1.0) > 0 for name in order or weights if name not in preference):
+            raise ConfigError(
+                "no verifiable grader has a weight above 0 at the end of training, so nothing would be left to "
+                f"measure held-out success by; preferences are {', '.join(preference) or 'none'}"
+            )
         for share in (point for schedule in counted for point, _ in schedule.points):
             aggregator.at(share)
         return GraderGraph(nodes=nodes, aggregator=aggregator)
@@ -162,6 +208,19 @@ class GraderGraph:
     def graders(self) -> tuple[Grader, ...]:
         """The nodes, as graders."""
         return cast("tuple[Grader, ...]", self.nodes)
+
+
+def _check_gate(kind: AggregatorKind, gate: GateNodes | None, known: Mapping[str, WeightSchedule]) -> None:
+    """Raises ConfigError where a gated graph has no gate, another one has, or the gate names no grader of the graph."""
+    if (kind is AggregatorKind.GATED) != (gate is not None):
+        raise ConfigError(f"a gate belongs to the gated aggregator, and each of those has one; this is {kind}")
+    if gate is None:
+        return
+    for key, name in (("answer", gate.answer), ("form", gate.form)):
+        if name and name not in known:
+            raise ConfigError(f"the gate's {key} is {name!r}, which is not in the graph: {', '.join(known)}")
+    if gate.answer == gate.form:
+        raise ConfigError(f"the gate's answer and form are one grader, {gate.answer!r}; name two")
 
 
 class _File(BaseModel):
@@ -180,6 +239,7 @@ class _NodeSection(_File):
     timeout_s: float | None = None
     parallel: int = 0
     isolate: bool = False
+    preference: bool = False
 
 
 class _AggregatorSection(_File):
@@ -188,6 +248,22 @@ class _AggregatorSection(_File):
     kind: AggregatorKind = AggregatorKind.WEIGHTED_SUM
     order: tuple[str, ...] = ()
     passed_at: dict[str, float] = Field(default_factory=dict)
+    integrity: str = ""
+    penalty: float = 1.0
+    answer: str = "answer"
+    form: str = ""
+    tau: float = 1.0
+    bonus: float = 0.5
+    w_format: float = 0.1
+
+    def gate(self) -> GateNodes | None:
+        """The gate of a gated aggregator; raises ConfigError where another one has its keys."""
+        if self.kind is AggregatorKind.GATED:
+            spec = GateSpec(tau=self.tau, bonus=self.bonus, w_format=self.w_format)
+            return GateNodes(answer=self.answer, form=self.form, spec=spec)
+        if given := sorted(self.model_fields_set & {"answer", "form", "tau", "bonus", "w_format"}):
+            raise ConfigError(f"{given[0]} belongs to the gated aggregator, not to {self.kind}")
+        return None
 
 
 class _GraphFile(_File):
@@ -201,12 +277,23 @@ def load_graph(path: Path | str, *, resources: Mapping[str, Any] | None = None) 
     resources: what graders are handed by name, such as a sandbox.  Raises ConfigError with file and key.
     """
     path = Path(path)
+    return parse_graph(read_graph(path), path, resources=resources)
+
+
+def read_graph(path: Path) -> str:
+    """The text of a graph's file.  Raises ConfigError where it cannot be read."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"grader graph {path} cannot be read: {error}") from error
+
+
+def parse_graph(text: str, path: Path, *, resources: Mapping[str, Any] | None = None) -> GraderGraph:
+    """The graph of a text that stands, or once stood, in `path`; see `load_graph`."""
     try:
-        return graph_from(data, folder=path.resolve().parent, resources=resources)
+        return graph_from(tomllib.loads(text), folder=path.resolve().parent, resources=resources)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"grader graph {path} cannot be read: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -225,7 +312,15 @@ def graph_from(
         raise ConfigError(_explained(error)) from error
     nodes = [_node(name, section, folder or Path.cwd(), resources or {}) for name, section in file.graders.items()]
     end = file.aggregator
-    return GraderGraph.of(nodes, end.kind, order=end.order, passed_at=end.passed_at)
+    return GraderGraph.of(
+        nodes,
+        end.kind,
+        order=end.order,
+        passed_at=end.passed_at,
+        gate=end.gate(),
+        integrity=end.integrity,
+        penalty=end.penalty,
+    )
 
 
 def _explained(error: ValidationError) -> str:
@@ -259,6 +354,7 @@ def _node(name: str, section: _NodeSection, folder: Path, resources: Mapping[str
             cost_s=section.cost_s,
             timeout_s=section.timeout_s,
             parallel=section.parallel,
+            preference=section.preference,
         )
     except ConfigError as error:
         raise ConfigError(f"graders.{name}: {error}") from error

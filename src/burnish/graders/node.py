@@ -67,7 +67,8 @@ class GraderNode:
     was skipped by one, this node is skipped; where one has no score for another reason, this node cannot judge either.
     gate: None, or the score from which on this gate is open.  cost_s: expected wall seconds of one grade; of nodes that
     are ready together the cheaper starts first.  timeout_s: of one grade; None: the caller's.  parallel: most grades
-    of this node at a time, 0 for as many as the grader says, else any number.
+    of this node at a time, 0 for as many as the grader says, else any number.  preference: counts in training alone;
+    held-out success leaves it out.
     """
 
     grader: Grader
@@ -78,6 +79,7 @@ class GraderNode:
     cost_s: float = 0.0
     timeout_s: float | None = None
     parallel: int = 0
+    preference: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.grader.name)

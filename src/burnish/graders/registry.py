@@ -37,6 +37,7 @@ GRADERS: dict[str, Known] = {
     "tables": Known("state", "TablesGrader"),
     "files": Known("state", "FilesGrader"),
     "calls": Known("calls", "CallsGrader"),
+    "integrity": Known("integrity.grader", "IntegrityGrader"),
     "optimisation": Known("optimisation", "OptimisationGrader"),
     "rubric": Known("rubric", "RubricGrader"),
     "wer": Known("speech", "SpeechGrader", {"unit": "word"}),

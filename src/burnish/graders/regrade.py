@@ -200,7 +200,8 @@ class Regrade:
             if self.charge is not None and is_rl:
                 rewards = list(self.charge.charged(rewards, [member.cost for member in group]))
             for member, reward in zip(group, rewards, strict=True):
-                if member.is_used and member.may_carry_reward:
+                # The expert's traces are stored without a reward.
+                if member.is_used and member.may_carry_reward and info.phase != "sft":
                     found.reward.add(member.id, member.old, reward)
                 if self.sink is not None:
                     grades = [dataclasses.asdict(grade) for grade in member.grades]

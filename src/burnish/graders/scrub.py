@@ -95,9 +95,10 @@ class Scrubber:
         text = self._replace(Sensitive.EMAIL, _EMAIL, text)
         text = self._replace(Sensitive.IBAN, _IBAN, text, is_iban)
         text = self._replace(Sensitive.CARD, _CARD, text, is_card)
-        text = self._replace(Sensitive.PHONE, _PHONE, text, _is_phone)
+        # addresses before numbers: the first group of an address would look like the end of a number before it
         text = _IPV4.sub(lambda match: self._address(match), text)
-        return _IPV6.sub(lambda match: self._address(match), text)
+        text = _IPV6.sub(lambda match: self._address(match), text)
+        return self._replace(Sensitive.PHONE, _PHONE, text, _is_phone)
 
     def scrub_json(self, value: Any) -> Any:
         """Every text in a JSON-able value scrubbed, keys included; numbers stay as they are."""

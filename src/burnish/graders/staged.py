@@ -10,12 +10,12 @@ it has no default here.  In the first stage a preference grader has weight 0, so
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from burnish.core.errors import ConfigError
-from burnish.graders.aggregate import WeightedSum
+from burnish.graders.graph import AggregatorKind, ScheduledAggregator
+from burnish.graders.node import WeightSchedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +23,8 @@ class StagedWeights:
     """`StagedWeights(weights={"tests": 1.0, "taste": 0.5}, preference=("taste",), end=0.6)`
 
     weights: final weight by grader.  preference: those that wait.  start, end of the ramp: shares of training.
-    Raises ConfigError unless 0 <= start < end <= 1, for a preference grader without a weight, and where no grader is
-    left for the first stage.
+    Raises ConfigError unless 0 <= start < end <= 1, for a preference grader without a weight, and where no other grader
+    has a weight above 0.  The short form of a weighted sum whose weights are schedules.
     """
 
     weights: Mapping[str, float]
@@ -38,8 +38,22 @@ class StagedWeights:
         for name in self.preference:
             if name not in self.weights:
                 raise ConfigError(f"preference grader {name!r} has no weight; there are {', '.join(self.weights)}")
-        if all(weight == 0.0 for name, weight in self.weights.items() if name not in self.preference):
+        if not any(weight > 0.0 for name, weight in self.weights.items() if name not in self.preference):
             raise ConfigError("the first stage needs a verifiable grader with a weight; all graders are preferences")
+
+    @property
+    def scheduled(self) -> ScheduledAggregator:
+        """The aggregator; its `at` gives that of a step."""
+        return ScheduledAggregator(
+            kind=AggregatorKind.WEIGHTED_SUM,
+            weights={name: self._schedule(name, weight) for name, weight in self.weights.items()},
+            preference=self.preference,
+        )
+
+    def _schedule(self, name: str, weight: float) -> WeightSchedule:
+        if name not in self.preference:
+            return WeightSchedule.constant(weight)
+        return WeightSchedule(((self.start, 0.0), (self.end, weight)))
 
     def at(self, share: float) -> dict[str, float]:
         """Weight by grader after a share of training; a share outside of [0, 1] counts as the nearer end.
@@ -48,11 +62,4 @@ class StagedWeights:
         >>> staged.at(0.1), staged.at(0.5), staged.at(0.9)
         ({'tests': 1.0, 'taste': 0.0}, {'tests': 1.0, 'taste': 0.25}, {'tests': 1.0, 'taste': 0.5})
         """
-        if not math.isfinite(share):
-            raise ValueError(f"the share of training done is a number in [0, 1], got {share}")
-        ramp = min(max((share - self.start) / (self.end - self.start), 0.0), 1.0)
-        return {name: weight * (ramp if name in self.preference else 1.0) for name, weight in self.weights.items()}
-
-    def aggregator(self, share: float) -> WeightedSum:
-        """The aggregator of a step."""
-        return WeightedSum(self.at(share))
+        return {name: schedule.at(share) for name, schedule in self.scheduled.weights.items()}

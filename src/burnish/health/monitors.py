@@ -1,8 +1,9 @@
 """Sequential tests of single signals: what is watched, in which direction, and what counts as nothing.
 
 Only signals that healthy learning leaves alone may raise an alarm by themselves.  Entropy, length, the post-tool
-share and groups without signal move *because* a policy learns: their monitors stand still while success is above its
-baseline and near its best (`explained_by_success`).  The ratio to the reference grows from zero in every run: only
+share, groups without signal and the concentration of the update (on the tokens that are not yet certain) move *because*
+a policy learns: their monitors stand still while success is above its baseline and near its best
+(`explained_by_success`).  The ratio to the reference grows from zero in every run: only
 its speed is watched.  Every other figure is shown, never alarmed.  A rise of at most `allowance` is nothing, however
 certain it is.
 """
@@ -21,8 +22,10 @@ from burnish.stats.sequential import (
     change_point,
     cusum,
     cusum_threshold,
+    detrended_baseline,
     e_detector,
     fit_baseline,
+    known_baseline,
     standardise,
 )
 
@@ -44,6 +47,10 @@ class MonitorSpec:
     rising: a fault moves it up, else down.  transform: x itself, "log": ln(x + floor), or "shortfall": ln(1 - x +
     floor) for an ESS, which then rises in a fault.  floor: what is too small to matter.  allowance: change of the
     transformed value that is no fault.  rank: `offenders` sorts trajectories by it.  explained_by_success: see above.
+    known_mean: of the oriented value in health, where it need not be estimated: the warm-up then gives the spread
+    alone, from differences of neighbours, so that a trend in it does no harm.  detrended: health moves it away from
+    what a fault does, so that its spread is that around the line through the warm-up, and its mean errs on the safe
+    side.
 
     `MonitorSpec(name="gini_update", kind="concentration", allowance=0.05, rank="update_size")`
     """
@@ -57,6 +64,8 @@ class MonitorSpec:
     rank: str = "update_size"
     slice_name: str = ""
     explained_by_success: bool = False
+    known_mean: float | None = None
+    detrended: bool = False
     test: str = "cusum"
 
     def __post_init__(self) -> None:
@@ -178,7 +187,14 @@ class Monitor:
         self._early.append(x)
         if len(self._early) >= self._warm_up:
             # a signal that never moved in the warm-up still has to move by more than its allowance
-            self._freeze(fit_baseline(self._early, smallest_scale=max(self.spec.allowance / 2, 1e-9)))
+            smallest = max(self.spec.allowance / 2, 1e-9)
+            if self.spec.known_mean is not None:
+                baseline = known_baseline(self._early, mean=self.spec.known_mean, smallest_scale=smallest)
+            elif self.spec.detrended:
+                baseline = detrended_baseline(self._early, smallest_scale=smallest)
+            else:
+                baseline = fit_baseline(self._early, smallest_scale=smallest)
+            self._freeze(baseline)
             self._early = []
 
     def _freeze(self, baseline: Baseline) -> None:
@@ -221,12 +237,14 @@ def default_monitors(names: SliceNames) -> tuple[MonitorSpec, ...]:
     moments = replace(tail, name="all/m2_behaviour", slice_name="all", floor=1e-4, allowance=half)
     speed = replace(moments, name="reference_speed", kind="kl_drift", slice_name="", floor=1e-3, allowance=double)
     norm = replace(speed, name="grad_norm", kind="learning_rate", floor=1e-3, rank="update_size")
+    # of all updates of the step: the only figure that sees how far one batch moves the policy without a reference
+    moved = replace(norm, name="log_ratio_behaviour_abs_nats_mean", floor=1e-5, detrended=True)
     ess = MonitorSpec(name="post_tool/ess_token_raw", kind="ess_drop", slice_name="post_tool", rank="post_tool_square")
     ess = replace(ess, rising=False, transform="shortfall", floor=0.01, allowance=half)
     variance = replace(moments, name="ess_sequence_variance_per_token", kind="ess_drop", floor=1e-4, allowance=double)
     entropy = MonitorSpec(name="all/entropy", kind="entropy_low", rising=False, transform="log", floor=0.01)
     entropy = replace(entropy, allowance=double, rank="length", slice_name="all", explained_by_success=True)
-    growth = replace(entropy, kind="entropy_high", rising=True, allowance=half)
+    growth = replace(entropy, kind="entropy_high", rising=True, allowance=half, detrended=True)
     after = replace(growth, name="post_tool/entropy", slice_name="post_tool", rank="post_tool_tokens")
     share = MonitorSpec(name="", kind="", allowance=0.05, rank="tool_errors")
     return (
@@ -234,6 +252,7 @@ def default_monitors(names: SliceNames) -> tuple[MonitorSpec, ...]:
         moments,
         speed,
         norm,
+        moved,
         ess,
         replace(variance, slice_name=""),
         entropy,
@@ -259,8 +278,10 @@ def _agent_monitors(share: MonitorSpec) -> tuple[MonitorSpec, ...]:
     """Concentration, panels and agreement of reward and progress.  share: a template for rates in [0, 1]."""
     length = replace(share, name="length_mean", kind="length_blow_up", transform="log", allowance=math.log(1.3))
     return (
-        replace(share, name="gini_update", kind="concentration", rank="update_size"),
-        replace(share, name="top5_update", kind="concentration", rank="update_size"),
+        *(
+            replace(share, name=name, kind="concentration", rank="update_size", explained_by_success=True)
+            for name in ("gini_update", "top5_update")
+        ),
         replace(share, name="staleness_mean", kind="staleness", allowance=0.5, rank="staleness"),
         replace(length, rank="length", explained_by_success=True),
         replace(share, name="truncated_share", kind="length_blow_up", allowance=0.1, rank="length"),
@@ -282,5 +303,8 @@ def _agent_monitors(share: MonitorSpec) -> tuple[MonitorSpec, ...]:
             rank="reward_surprise",
         ),
         replace(share, name="input_dependence", kind="template_collapse", rising=False, allowance=0.1, rank="length"),
-        replace(share, name="success_drawdown", kind="success_drop", allowance=0.1, rank="progress-success"),
+        replace(
+            share, name="success_shortfall", kind="success_drop", allowance=0.1, rank="progress-success", known_mean=0.0
+        ),
+        replace(share, name="advantage_agreement", kind="credit", rising=False, allowance=0.15),
     )

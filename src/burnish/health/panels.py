@@ -29,7 +29,14 @@ def panels(sums: HealthSums, reference: Reference | None = None) -> dict[str, fl
     table = sums.table
     if len(table) < MIN_TRAJECTORIES:
         return {}
-    found = {**_groups(table), **_lengths(table), **_tools(table), **_outcomes(table), **_agreement(table)}
+    found = {
+        **_groups(table),
+        **_lengths(table),
+        **_tools(table),
+        **_outcomes(table),
+        **_agreement(table),
+        **_credit(table),
+    }
     found.update(_by_source(table, sums.names, reference))
     found.update(_by_horizon(table))
     for name in ("reward", "success", "progress", "staleness"):
@@ -133,6 +140,20 @@ def _agreement(table: TrajectoryTable) -> dict[str, float]:
     if both.sum() >= MIN_TRAJECTORIES and reward[both].std() > 0 and progress[both].std() > 0:
         found["health/reward_progress_correlation"] = float(np.corrcoef(reward[both], progress[both])[0, 1])
     return found
+
+
+def _credit(table: TrajectoryTable) -> dict[str, float]:
+    """Do advantages point where rewards do?  Their correlation, with rewards centred within groups; 1 or close to it
+    whatever the normalisation, below where signs are turned round, members mixed up or groups without signal used."""
+    reward, advantage = table.column("reward"), table.column("advantage")
+    known = np.isfinite(reward) & np.isfinite(advantage) & (advantage != 0)
+    if known.sum() < MIN_TRAJECTORIES:
+        return {}
+    ids, group = np.unique(np.array(table.texts["group_id"], dtype=object)[known].astype(str), return_inverse=True)
+    chosen = reward[known]
+    centred = chosen - (np.bincount(group, chosen, len(ids)) / np.bincount(group, minlength=len(ids)))[group]
+    size = float(np.sqrt((centred**2).sum() * (advantage[known] ** 2).sum()))
+    return {"health/advantage_agreement": float((centred * advantage[known]).sum()) / size} if size > 0 else {}
 
 
 def _by_source(table: TrajectoryTable, names: SliceNames, reference: Reference | None) -> dict[str, float]:

@@ -64,8 +64,12 @@ def _enter(
     found: dict[str, float], figure: str, slices: tuple[str, ...], values: Floats, enough: npt.NDArray[np.bool_]
 ) -> None:
     """Adds one figure of the slices that have enough, and a number."""
-    for at in np.flatnonzero(enough & np.isfinite(values)):
-        found[_names(figure, slices)[at]] = float(values[at])
+    known = (enough & np.isfinite(values)).tolist()
+    found.update(
+        (name, value)
+        for name, value, is_known in zip(_names(figure, slices), values.tolist(), known, strict=True)
+        if is_known
+    )
 
 
 def _ratio(sums: HealthSums, position: int, ratio: str, reference: Reference | None) -> dict[str, float]:

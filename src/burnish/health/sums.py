@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class HealthSums:
             return parts[0]
         return cls(
             names=parts[0].names,
-            histograms=np.sum([part.histograms for part in parts], axis=0),
+            histograms=reduce(np.add, [part.histograms for part in parts]),
             moments=np.sum([part.moments for part in parts], axis=0),
             largest=np.max([part.largest for part in parts], axis=0),
             tokens=np.sum([part.tokens for part in parts], axis=0),

@@ -181,6 +181,8 @@ class Watch:
         success = scalars.get("health/success_same_mixture", scalars.get("health/success_mean"))
         if success is not None:
             scalars["health/success_drawdown"] = self._success.add(success, self.spec.baseline_steps)
+            if math.isfinite(self._success.best):
+                scalars["health/success_shortfall"] = self._success.best - success
         return self._success.explains
 
     def _finding(self, step: int, sums: HealthSums, spec: MonitorSpec, alarm: Alarm) -> Finding:
@@ -235,6 +237,11 @@ class _SuccessTrack:
         if self._n >= 1 / FORGETTING:
             self._best = self._mean if math.isnan(self._best) else max(self._best, self._mean)
         return max(0.0, self._best - self._mean) if not math.isnan(self._best) else 0.0
+
+    @property
+    def best(self) -> float:
+        """The highest running mean so far, NaN in the first steps."""
+        return self._best
 
     @property
     def explains(self) -> bool:

@@ -20,6 +20,7 @@ from burnish.loop import held_out, reinforce, warm_start
 from burnish.loop.asynchronous import open_rollouts
 from burnish.loop.config import Recipe
 from burnish.loop.go_back import go_back
+from burnish.loop.grading import open_world
 from burnish.loop.heap import settled_heap
 from burnish.loop.manifest import check_unchanged, make_manifest, source_notice, stored_recipe
 from burnish.loop.oversight import Oversight
@@ -28,7 +29,7 @@ from burnish.loop.preflight import bad_rows, check_recipe, check_server
 from burnish.loop.progress import Progress, Watcher, silent
 from burnish.loop.saving import REFERENCE, checkpoint_name, record_checkpoint, save
 from burnish.loop.session import Session
-from burnish.loop.setup import make_executor, make_own_shard, open_world, resolve_workers
+from burnish.loop.setup import make_executor, make_own_shard, resolve_workers
 from burnish.loop.state import LoopState
 from burnish.loop.task_queue import TaskQueue
 from burnish.loop.watchdog import Watchdog
@@ -182,7 +183,7 @@ def conduct(
     if loaded is not None:
         load_model_state(policy.model, loaded.model_state)
         restore_random_state(loaded.rng)
-    watch(Progress(phase="prepare", message=f"starting {recipe.run.workers} workers"))
+    watch(Progress(phase="prepare", message=f"starting {recipe.run.workers} worker{'s' * (recipe.run.workers != 1)}"))
     executor = make_executor(recipe, policy, world, writer.layout.model, outside.server)
     # Twice the patience that is had with a worker: the conductor waits for those.
     watchdog = Watchdog(2 * recipe.stop.stall_s, writer.layout.logs / "conductor.stacks.txt")
@@ -228,6 +229,11 @@ def _phases(session: Session, loaded: Checkpoint | None) -> None:
             _evaluate_fully(session, "after_rl")
         state.phase = "done"
         save(session)
+
+
+def _evaluate_quickly(session: Session) -> None:
+    settings, label = session.recipe.evaluation, f"rl-{session.state.rl_step:06d}"
+    held_out.evaluate_policy(session, label, mode=Mode(settings.quick_mode), tasks=settings.quick_tasks)
 
 
 def _evaluate_fully(session: Session, label: str) -> None:
@@ -308,8 +314,7 @@ def _rl_steps(session: Session, queue: TaskQueue, tasks: Sequence[Task]) -> Deci
                 return session.ending
             every = recipe.evaluation.every
             if every and state.rl_step % every == 0 and state.rl_step < recipe.rl.steps:
-                label = f"rl-{state.rl_step:06d}"
-                held_out.evaluate_policy(session, label, mode=Mode.GREEDY, tasks=recipe.evaluation.quick_tasks)
+                _evaluate_quickly(session)
             if state.rl_step % recipe.checkpoint.every == 0 or session.stop_requested():
                 save(session)
     return None

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 ENVIRONMENTS: Mapping[str, tuple[str, str]] = {
     "calculator": ("burnish.environments.calculator", "Calculator"),
+    "repair": ("burnish.environments.repair", "Repair"),
+    "scan_report": ("burnish.environments.scan_report", "ScanReport"),
+    "scenes": ("burnish.environments.scenes", "Scenes"),
     "shop": ("burnish.environments.shop", "Shop"),
 }
 """Built-in environments by name: module and class."""
@@ -86,6 +89,16 @@ class TinySection(Section):
     vocab_size: int = Field(640, ge=300, description="of the tokenizer trained on the environment's own traces")
 
 
+class VisionSection(Section):
+    """Eyes for the tiny model: a patch encoder and a projector in front of it."""
+
+    on: bool = Field(False, description="whether the model that is built sees images")
+    patch_px: Literal[4, 8, 16] = Field(8, description="model pixels along the side of an image token")
+    max_image_tokens: int = Field(64, ge=1, description="budget of one image; a larger one is scaled down")
+    vision_width: int = Field(64, ge=8, description="channels of the encoder")
+    vision_layers: int = Field(1, ge=0, description="attention blocks over the image before the language model")
+
+
 class LoraSection(Section):
     """Low-rank adapters instead of full weights."""
 
@@ -97,8 +110,12 @@ class LoraSection(Section):
 class ModelSection(Section):
     """The policy."""
 
-    path: str = Field("", description="a folder or hub id that AutoModelForCausalLM loads; empty: build a tiny model")
+    path: str = Field(
+        "",
+        description="a folder or hub id of a causal language model or one that sees images; empty: build a tiny model",
+    )
     tiny: TinySection = TinySection()
+    vision: VisionSection = VisionSection()
     device: str = Field("auto", description="auto, cpu, cuda")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     lora: LoraSection = LoraSection()
@@ -129,7 +146,9 @@ class WarmStartSection(Section):
     mistakes: dict[str, float] = Field(
         default_factory=dict, description="share of traces with each of the expert's named mistakes (a noisy expert)"
     )
-    keep: Literal["all", "correct"] = Field("all", description="correct: drop traces that the graders score below 1")
+    keep: Literal["all", "correct"] = Field(
+        "all", description="correct: drop traces that an evaluation would not call a success"
+    )
     batch_size: int = Field(64, ge=1)
     lr: float = Field(3e-3, gt=0, description="tiny models from scratch want 3e-3; pretrained ones 1e-5 to 5e-5")
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -197,6 +216,19 @@ class RLSection(Section):
     kl_weight: float = Field(
         0.0, ge=0, description="weight of the KL to the policy at the start of RL; 0: no reference"
     )
+    entropy_floor: float = Field(
+        0.0,
+        ge=0,
+        description="weight of a KL to the policy at the start of RL that is there only while the entropy of trained "
+        "tokens is below a floor; 0: no floor",
+    )
+    entropy_floor_share: float = Field(
+        0.5, gt=0, lt=1, description="the floor: this share of the mean entropy of the first steps"
+    )
+    entropy_floor_steps: int = Field(10, ge=1, description="those first steps")
+    entropy_floor_ramp: float = Field(
+        0.2, gt=0, le=1, description="part of the floor over which the weight grows to its full size"
+    )
     filter_zero_signal: bool = Field(
         True, description="leave out groups whose rewards are all equal; counted either way"
     )
@@ -208,8 +240,19 @@ class RLSection(Section):
     )
 
 
+class GradersSection(Section):
+    """What the run is judged by, where that is not what the environment brings."""
+
+    file: str = Field(
+        "", description="a grader graph (.toml) in place of the environment's own graders; docs/graders.md"
+    )
+
+
 class StagedSection(Section):
-    """Weights of graders, and preference graders that come in later than verifiable ones."""
+    """Weights of the environment's graders, and preference graders that come in later than verifiable ones.
+
+    The short form of a grader graph; not beside graders.file.
+    """
 
     weights: dict[str, float] = Field(
         default_factory=dict, description="final weight by grader; empty: equal shares of all, all the time"
@@ -319,13 +362,22 @@ class SamplerSection(Section):
     name: str = Field("policy", description="what the server calls the model (--served-model-name)")
     folder: str = Field("", description="weights go through it, seen by the server too; empty: in the run's folder")
     max_in_flight: int = Field(256, ge=1, description="requests at a time")
+    mode: Literal["auto", "think", "direct"] = Field(
+        "auto",
+        description="begin every turn of the policy with an open thinking block, or an empty one; auto: as it likes",
+    )
 
 
 class EvaluationSection(Section):
     """Held-out success."""
 
-    every: int = Field(10, ge=0, description="RL steps between quick greedy evaluations; 0: only at the ends")
+    every: int = Field(10, ge=0, description="RL steps between quick evaluations; 0: only at the ends")
     quick_tasks: int = Field(100, ge=1)
+    quick_mode: Literal["greedy", "sampled"] = Field(
+        "greedy",
+        description="sampled: as the policy acts in training, which moves before greedy success does; what control "
+        "hears of held-out success is of this mode",
+    )
     tasks: int = Field(300, ge=1, description="held-out tasks of the evaluations at the start, after SFT and after RL")
     modes: tuple[Literal["greedy", "sampled"], ...] = ("greedy", "sampled")
     before: bool = Field(True, description="also evaluate the untrained policy")
@@ -376,6 +428,7 @@ class Recipe(Section):
     limits: LimitsSection = LimitsSection()
     warm_start: WarmStartSection = WarmStartSection()
     rl: RLSection = RLSection()
+    graders: GradersSection = GradersSection()
     staged: StagedSection = StagedSection()
     rollout: RolloutSection = RolloutSection()
     sampler: SamplerSection = SamplerSection()
@@ -389,7 +442,7 @@ class Recipe(Section):
     @property
     def keeps_reference(self) -> bool:
         """Whether the policy at the start of RL is kept, for a KL term or for watching the drift from it."""
-        return self.rl.kl_weight > 0 or self.control.keep_reference
+        return self.rl.kl_weight > 0 or self.rl.entropy_floor > 0 or self.control.keep_reference
 
 
 FORKABLE_SECTIONS = (
@@ -397,6 +450,7 @@ FORKABLE_SECTIONS = (
     "environment",
     "limits",
     "rl",
+    "graders",
     "staged",
     "rollout",
     "sampler",

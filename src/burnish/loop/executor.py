@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from burnish.algorithms.loss import LossSums
 from burnish.core.learning import TrainingSample
-from burnish.core.trajectory import Trajectory
+from burnish.core.trajectory import Node, Trajectory
 from burnish.loop.shard import DemonstrationOrder, GradientOrder, Rolled, RolloutOrder, Shard, Share, SyncEcho
 from burnish.loop.shard_pool import GroupOrder, PoolSetting, RolledGroup
 from burnish.loop.step_order import Gradient, Seen, StepOrder
@@ -156,7 +156,7 @@ class Executor(ABC):
     def _one(self, shard: int, method: str, args: tuple[Any, ...]) -> Any:
         """Call a method of one shard."""
 
-    def sync(self, version: int, canary: Sequence[array[int]]) -> list[SyncEcho]:
+    def sync(self, version: int, canary: Sequence[Node]) -> list[SyncEcho]:
         """Announce new weights."""
         return self._each("sync", [(version, canary)] * self.size)
 

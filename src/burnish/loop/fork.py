@@ -12,15 +12,18 @@ from burnish.core.errors import ConfigError
 from burnish.core.served import PolicyServer
 from burnish.loop.conductor import Outside, Stop, conduct, never, recorded
 from burnish.loop.config import FORKABLE_SECTIONS, Recipe
+from burnish.loop.grading import open_world
 from burnish.loop.knobs import Knobs
 from burnish.loop.manifest import make_manifest, stored_recipe, tasks_hash
+from burnish.loop.oversight import Oversight
 from burnish.loop.policy import reopen_policy
 from burnish.loop.preflight import check_recipe, check_server
 from burnish.loop.progress import Watcher, silent
 from burnish.loop.recipes import apply_overrides, validate
 from burnish.loop.saving import REFERENCE, checkpoint_name
-from burnish.loop.setup import open_world, resolve_workers
-from burnish.loop.state import Ledger, LoopState
+from burnish.loop.setup import resolve_workers
+from burnish.loop.state import Ledger, LoopState, Mark
+from burnish.loop.worlds import World
 from burnish.store.layout import RunLayout
 from burnish.store.reader import RunReader
 from burnish.store.writer import RunWriter
@@ -47,6 +50,7 @@ def fork_run(
     folder: Path,
     *,
     checkpoint: str = "",
+    keep_baselines: bool = False,
     watch: Watcher = silent,
     stop: Stop = never,
     server: PolicyServer | None = None,
@@ -55,7 +59,13 @@ def fork_run(
 
     The fork has its own store, which begins after the parent's step; its manifest names parent and checkpoint.  RL goes
     on at the parent's step number, so rl.steps counts from the parent's first.  Other training tasks or another seed
-    start a new order of tasks.  Raises ConfigError where nothing would be left to do.
+    start a new order of tasks.
+
+    keep_baselines: health, control and its knobs go on from where the parent's were, as if this were one run, and the
+    checkpoint counts as verified; the near-misses stay with the parent, whose store holds them.  Otherwise they begin
+    anew, with a warm-up of their own.
+
+    Raises ConfigError where nothing would be left to do, and where baselines that are kept do not fit the recipe.
     """
     recipe = resolve_workers(recipe)
     layout = RunLayout(parent)
@@ -64,7 +74,7 @@ def fork_run(
         if checkpoint
         else load_latest(layout.checkpoints, repair=False)
     )
-    state = _state(LoopState.from_json(dict(loaded.state)), recipe, stored_recipe(parent))
+    state = _state(LoopState.from_json(dict(loaded.state)), recipe, stored_recipe(parent), keep_baselines)
     if state.rl_step >= recipe.rl.steps:
         raise ConfigError(
             f"checkpoint {loaded.ref.name} is at RL step {state.rl_step} and rl.steps is {recipe.rl.steps}; "
@@ -79,6 +89,8 @@ def fork_run(
     world = open_world(recipe)
     check_recipe(recipe, world)
     check_server(recipe, server)
+    if keep_baselines:
+        _check_baselines(recipe, world, state)
     if tasks_hash(world, "train") != RunReader(parent).manifest()["environment"]["splits"].get("train"):
         state.task_cursor = None
     origin = {"run": parent.name, "checkpoint": loaded.ref.name, "sha256": loaded.ref.sha256, "rl_step": state.rl_step}
@@ -88,6 +100,13 @@ def fork_run(
         policy = reopen_policy(recipe, writer.layout.model, base_weights=True)
         writer.event("forked", f"from {parent.name} at {loaded.ref.name}")
         conduct(recipe, writer, world, policy, state, loaded, Outside(watch=watch, stop=stop, server=server))
+
+
+def _check_baselines(recipe: Recipe, world: World, state: LoopState) -> None:
+    try:
+        Oversight(recipe, world, state)
+    except ValueError as error:
+        raise ConfigError(f"the parent's baselines do not fit the fork, so they cannot be kept: {error}") from error
 
 
 def _carry_over(parent: RunLayout, writer: RunWriter, loaded: Checkpoint, state: LoopState) -> None:
@@ -110,7 +129,7 @@ def _carry_over(parent: RunLayout, writer: RunWriter, loaded: Checkpoint, state:
     writer.record_checkpoint(name, phase="rl", step=state.rl_step, sha256=ref.sha256)
 
 
-def _state(state: LoopState, recipe: Recipe, before: Recipe) -> LoopState:
+def _state(state: LoopState, recipe: Recipe, before: Recipe, keep_baselines: bool) -> LoopState:
     """The parent's cursor with everything that the new store counts anew set to zero."""
     if state.phase in ("start", "sft") and state.sft_step < recipe.warm_start.steps:
         raise ConfigError("the checkpoint lies within the warm start; fork from a later one, or resume the run")
@@ -120,9 +139,14 @@ def _state(state: LoopState, recipe: Recipe, before: Recipe) -> LoopState:
     state.next_group, state.under_way = 0, []
     state.recent = []
     state.groups_seen = state.groups_with_signal = 0
-    # Baselines, knobs and remembered groups are those of the parent's recipe.
-    state.health = state.control = state.reservoir = state.normaliser = state.evaluated = None
-    state.knobs, state.marks = Knobs(), []
+    # The trajectories that it remembers lie in the parent's store.
+    state.reservoir = None
+    if keep_baselines:
+        state.marks = [Mark(name=checkpoint_name(state), step=state.rl_step, verified=True)]
+    else:
+        state.health = state.control = state.normaliser = state.evaluated = None
+        state.knobs, state.marks = Knobs(), []
+        state.first_entropies, state.entropy = [], None
     if recipe.run.seed != before.run.seed:
         state.task_cursor = None
     return state

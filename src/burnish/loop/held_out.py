@@ -10,7 +10,7 @@ from burnish.core.grade import Grade
 from burnish.core.hashing import derive_seed
 from burnish.core.trajectory import Trajectory
 from burnish.evaluation.heldout import EvalResult, EvalSpec, Mode, evaluation_plans, summarise, to_row
-from burnish.loop.objective import held_out_aggregator
+from burnish.graders.graph import for_evaluation
 from burnish.loop.session import Session
 from burnish.loop.state import Evaluated
 from burnish.store.rows import Fate, StepRecord, StoredTrajectory
@@ -27,7 +27,7 @@ def evaluate_policy(
     spec = EvalSpec(label=label, split=split, mode=mode, seed=seed, temperature=recipe.rl.temperature)
     plans = evaluation_plans(session.world.tasks(split, tasks), spec)
     trajectories, grades, seconds = session.rollout(plans, spec.params, hold=False)
-    rewards = held_out_aggregator(recipe, session.world.aggregator).rewards(grades)
+    rewards = for_evaluation(session.world.aggregator).rewards(grades)
     scores = [
         reward if trajectory.outcome.may_carry_reward else None
         for reward, trajectory in zip(rewards, trajectories, strict=True)
@@ -62,7 +62,7 @@ def evaluate_policy(
         )
     )
     state.evaluations += 1
-    if split == "heldout" and mode is Mode.GREEDY:
+    if split == "heldout" and mode.value == recipe.evaluation.quick_mode:
         state.success = result.rate.share
         if result.rate.n:
             state.evaluated = Evaluated(step=state.rl_step, success=result.rate.share, episodes=result.rate.n)
@@ -79,7 +79,11 @@ def exclusion_text(trajectories: Sequence[Trajectory], grades: Sequence[Sequence
         if not outcome.may_carry_reward:
             causes[f"{outcome.label} ({outcome.cause}): {outcome.detail}"] += 1
         else:
-            causes.update(f"grader {grade.grader}: {grade.cause}" for grade in given if grade.score is None)
+            causes.update(
+                f"grader {grade.grader}: {grade.cause}"
+                for grade in given
+                if grade.score is None and not grade.is_skipped
+            )
     listed = "; ".join(f"{count} x {cause[:300]}" for cause, count in causes.most_common(3))
     return (
         f"{excluded} of {len(trajectories)} episodes carry no reward, more than stop.max_excluded_share allows:"

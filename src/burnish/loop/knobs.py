@@ -54,18 +54,28 @@ class Knobs:
         """Tasks that step `step` does not draw."""
         return frozenset(task for task, last in self.quarantine.items() if step <= last)
 
+    @property
+    def turned(self) -> tuple[Act, ...]:
+        """What is off the recipe; the quarantine, which no decision turns alone, left out.
+
+        >>> Knobs(learning_rate=0.5, near_misses=2).turned
+        (<Act.LEARNING_RATE: 'learning_rate'>, <Act.NEAR_MISSES: 'near_misses'>)
+        """
+        state = {
+            Act.MASK_TAIL: bool(self.tail_caps),
+            Act.LEARNING_RATE: self.learning_rate != 1.0,
+            Act.KL_WEIGHT: self.kl_weight is not None,
+            Act.POST_TOOL_CAP: self.post_tool_share is not None,
+            Act.NEAR_MISSES: self.near_misses > 0,
+            Act.CURRICULUM: bool(self.source_shares),
+        }
+        return tuple(act for act, is_turned in state.items() if is_turned)
+
     def scalars(self) -> dict[str, float]:
         """What is off the recipe, as scalars of a step (docs/metrics.md)."""
         return {
             "control/learning_rate_factor": self.learning_rate,
-            "control/knobs_turned": float(
-                (self.learning_rate != 1.0)
-                + (self.kl_weight is not None)
-                + bool(self.tail_caps)
-                + (self.post_tool_share is not None)
-                + (self.near_misses > 0)
-                + bool(self.source_shares)
-            ),
+            "control/knobs_turned": float(len(self.turned)),
         }
 
     def to_json(self) -> dict[str, Any]:

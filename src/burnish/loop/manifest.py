@@ -35,6 +35,7 @@ def make_manifest(recipe: Recipe, world: World, parent: Mapping[str, Any] | None
             "name": world.name,
             "source_sha256": _source_hash(recipe.environment.name),
             "graders": {grader.name: grader.version for grader in world.graders},
+            "graph": world.graph.to_json() if world.graph is not None else None,
             "splits": {split: tasks_hash(world, split) for split in world.taskset.splits},
         },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
@@ -64,6 +65,11 @@ def check_unchanged(folder: Path, world: World) -> None:
     graders = {grader.name: grader.version for grader in world.graders}
     if graders != stored["graders"]:
         raise StoreError(f"the graders have changed from {stored['graders']} to {graders}; fork the run to go on")
+    if world.graph is not None and world.graph.sha256 != stored["graph"]["sha256"]:
+        raise StoreError(
+            f"the grader graph {world.graph.file} has changed since the run was started; restore it (its text stands "
+            "in the run's manifest.json), or fork the run to go on with the new one"
+        )
 
 
 def source_notice(folder: Path, recipe: Recipe) -> str:

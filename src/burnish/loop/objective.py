@@ -1,51 +1,18 @@
-"""What a step climbs: how grades become rewards at this point of training, and how much each trajectory weighs."""
+"""What a step climbs: how much each trajectory weighs, and how hard the policy is held where its entropy is low."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
+from burnish.algorithms.entropy_floor import EntropyFloor
 from burnish.algorithms.normalisers import VarianceNormaliser, VarianceSpec, vl_weights
 from burnish.algorithms.skills import balance_skills
 from burnish.core.errors import ConfigError
-from burnish.core.grade import Aggregator
 from burnish.core.trajectory import Trajectory
-from burnish.graders.aggregate import WeightedSum
-from burnish.graders.staged import StagedWeights
 from burnish.loop.config import Recipe
 from burnish.loop.state import LoopState
 from burnish.rollout.streams import source_of
-
-
-def staged_weights(recipe: Recipe) -> StagedWeights | None:
-    """The recipe's stages, None where it weighs all graders alike; raises ConfigError where they make no sense."""
-    staged = recipe.staged
-    if not staged.weights:
-        if staged.preference:
-            raise ConfigError("staged.preference names graders that have no weight; give staged.weights")
-        return None
-    if staged.preference and staged.end is None:
-        raise ConfigError("staged.end, the share of training at which preferences have their full weight, is needed")
-    end = 1.0 if staged.end is None else staged.end
-    return StagedWeights(weights=staged.weights, preference=staged.preference, start=staged.start, end=end)
-
-
-def step_aggregator(recipe: Recipe, default: Aggregator, step: int) -> Aggregator:
-    """What turns the grades of RL step `step` (from 1) into rewards."""
-    staged = staged_weights(recipe)
-    return default if staged is None else staged.aggregator((step - 1) / max(1, recipe.rl.steps))
-
-
-def held_out_aggregator(recipe: Recipe, default: Aggregator) -> Aggregator:
-    """What held-out success is measured by: the verifiable graders alone, their weights scaled to add up to 1."""
-    staged = staged_weights(recipe)
-    if staged is None:
-        return default
-    weights = {name: weight for name, weight in staged.weights.items() if name not in staged.preference}
-    total = math.fsum(weights.values())
-    if not total > 0.0:
-        raise ConfigError(f"the weights of verifiable graders add up to {total}; held-out success needs more than 0")
-    return WeightedSum({name: weight / total for name, weight in weights.items()})
 
 
 def trajectory_weights(recipe: Recipe, state: LoopState, trained: Sequence[Trajectory]) -> dict[str, float]:
@@ -96,9 +63,26 @@ def _normaliser(state: LoopState) -> VarianceNormaliser:
     return VarianceNormaliser.restore(VarianceSpec(), state.normaliser or {})
 
 
+def entropy_weight(recipe: Recipe, state: LoopState) -> float:
+    """What the entropy floor adds to the KL weight in the next step: 0 until its first steps are over, and above it."""
+    rl = recipe.rl
+    if rl.entropy_floor == 0.0 or state.entropy is None or len(state.first_entropies) < rl.entropy_floor_steps:
+        return 0.0
+    floor = EntropyFloor(weight=rl.entropy_floor, share=rl.entropy_floor_share, ramp=rl.entropy_floor_ramp)
+    return floor.coefficient(state.entropy, math.fsum(state.first_entropies) / len(state.first_entropies))
+
+
+def learn_entropy(recipe: Recipe, state: LoopState, entropy_nats: float) -> None:
+    """Tell the entropy floor the mean entropy of a step's trained tokens; NaN where it trained on none."""
+    if recipe.rl.entropy_floor == 0.0 or not math.isfinite(entropy_nats):
+        return
+    state.entropy = entropy_nats
+    if len(state.first_entropies) < recipe.rl.entropy_floor_steps:
+        state.first_entropies.append(entropy_nats)
+
+
 def check_objective(recipe: Recipe) -> None:
     """Raises ConfigError where the objective cannot be carried out."""
-    held_out_aggregator(recipe, WeightedSum())
     rl, health = recipe.rl, recipe.health
     if rl.normalise == "none":
         return

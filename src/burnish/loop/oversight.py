@@ -17,18 +17,20 @@ from burnish.control.reservoir import Candidate, Reservoir, ReservoirSpec
 from burnish.control.rollback import CheckpointMark
 from burnish.control.spec import LADDER, LadderSpec
 from burnish.core.finding import Act, Decision, Finding
+from burnish.core.grade import Aggregator
 from burnish.core.streams import TokenStream
 from burnish.core.task import Task
 from burnish.health.slices import OTHER, SliceNames
 from burnish.health.sums import HealthSums
 from burnish.health.watch import Watch, WatchSpec
 from burnish.loop.config import Recipe
+from burnish.loop.grading import judged
 from burnish.loop.members import can_be_capped
 from burnish.loop.state import LoopState
 from burnish.loop.step_order import Seen
 from burnish.loop.worlds import World
 from burnish.rollout.group import GroupResult
-from burnish.rollout.streams import Judgement, source_of
+from burnish.rollout.streams import source_of
 from burnish.store.rows import Event
 
 MOST_NAMES = 32
@@ -64,7 +66,7 @@ class Oversight:
     """
 
     def __init__(self, recipe: Recipe, world: World, state: LoopState) -> None:
-        self._recipe, self._state = recipe, state
+        self._recipe, self._state, self._aggregator = recipe, state, world.aggregator
         self.names: SliceNames | None = None
         self._watch: Watch | None = None
         self._ladder: Ladder | None = None
@@ -152,7 +154,7 @@ class Oversight:
                 mark.verified |= mark.step == evaluated.step
         for group in groups:
             if group.signal:
-                self._reservoir.offer(_candidates(group, step))
+                self._reservoir.offer(_candidates(group, step, self._aggregator))
         return tuple(_without_unknown_slice(decision) for decision in decisions)
 
     def carry_out(self, observed: Observed) -> None:
@@ -229,13 +231,13 @@ def ladder_spec(recipe: Recipe, tasks: Sequence[Task]) -> LadderSpec:
     )
 
 
-def _candidates(group: GroupResult, step: int) -> list[Candidate]:
+def _candidates(group: GroupResult, step: int, aggregator: Aggregator) -> list[Candidate]:
     """The members of a group that carry a reward, as the reservoir sees them."""
     candidates = []
     for trajectory, grades, reward in zip(group.trajectories, group.grades_G, group.rewards_G, strict=True):
         if reward is None:
             continue
-        judged = Judgement.of(grades, reward=reward, advantage=None)
+        found = judged(aggregator, grades, reward=reward, advantage=None)
         candidates.append(
             Candidate(
                 trajectory_id=trajectory.id,
@@ -243,8 +245,8 @@ def _candidates(group: GroupResult, step: int) -> list[Candidate]:
                 step=step,
                 source=source_of(trajectory.tags),
                 reward=reward,
-                success=judged.success == 1.0,
-                progress=judged.progress,
+                success=found.success == 1.0,
+                progress=found.progress,
             )
         )
     return candidates

@@ -20,10 +20,11 @@ from burnish.loop.config import Recipe
 from burnish.loop.note import read_note, write_note
 from burnish.loop.progress import Progress, Watcher
 from burnish.loop.worlds import World, mistaken_expert
-from burnish.policies.build import TinySpec, build_tiny
+from burnish.policies.build import TinySpec, VisionSpec, build_tiny
 from burnish.policies.chat import ChatRenderer
 from burnish.policies.load import load_config, load_policy, pick_device, pick_dtype
 from burnish.policies.memory import MemoryNeeds, memory_plan
+from burnish.policies.processor import image_marks
 from burnish.policies.reopen import reopen
 from burnish.policies.template import conversation_text
 from burnish.policies.tokenizer import train_tokenizer
@@ -67,9 +68,15 @@ def create_policy(recipe: Recipe, world: World, folder: Path, watch: Watcher) ->
         model, tokenizer, device, dtype = loaded.model, loaded.tokenizer, loaded.device, loaded.dtype
         for notice in loaded.notices:
             watch(Progress(phase="prepare", message=notice))
+        if loaded.images is not None:
+            loaded.images.save(folder)
     else:
         watch(Progress(phase="prepare", message="training a tokenizer on the environment's own traces"))
-        tokenizer = train_tokenizer(domain_texts(world, recipe.run.seed), vocab_size=settings.tiny.vocab_size)
+        tokenizer = train_tokenizer(
+            domain_texts(world, recipe.run.seed),
+            vocab_size=settings.tiny.vocab_size,
+            images=settings.vision.on,
+        )
         device = pick_device(_device_name(recipe))
         dtype = pick_dtype(_dtype_name(recipe), device)
         model = _tiny_model(recipe, tokenizer, device, dtype)
@@ -81,6 +88,7 @@ def create_policy(recipe: Recipe, world: World, folder: Path, watch: Watcher) ->
     if settings.lora.rank > 0 and not settings.path:
         save_file(model_state(model), folder / BASE_WEIGHTS)
     policy = _policy(_with_lora(recipe, model), tokenizer, device, dtype, shows_tools(recipe))
+    policy = _forced(recipe, policy)
     if policy.renderer.notice:
         watch(Progress(phase="prepare", message=policy.renderer.notice))
     return policy
@@ -123,15 +131,17 @@ def reopen_policy(recipe: Recipe, folder: Path, *, base_weights: bool = False) -
     show = read_note(folder)["model"]["show_tools"]
     if base_weights and settings.lora.rank > 0 and settings.path:
         loaded = load_policy(settings.path, device=settings.device, dtype=settings.dtype)
-        return _policy(_with_lora(recipe, loaded.model), loaded.tokenizer, loaded.device, loaded.dtype, show)
+        return _forced(
+            recipe, _policy(_with_lora(recipe, loaded.model), loaded.tokenizer, loaded.device, loaded.dtype, show)
+        )
     empty = reopen(folder, device=_device_name(recipe), dtype=_dtype_name(recipe))
     if base_weights and settings.lora.rank > 0:
         load_model_state(empty.model, load_file(folder / BASE_WEIGHTS))
-    return _policy(_with_lora(recipe, empty.model), empty.tokenizer, empty.device, empty.dtype, show)
+    return _forced(recipe, _policy(_with_lora(recipe, empty.model), empty.tokenizer, empty.device, empty.dtype, show))
 
 
 def _tiny_model(recipe: Recipe, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    model = build_tiny(tokenizer, tiny_spec(recipe), derive_seed(recipe.run.seed, "model"))
+    model = build_tiny(tokenizer, tiny_spec(recipe), derive_seed(recipe.run.seed, "model"), vision_spec(recipe))
     # Parameters alone: rotary frequencies stay in float32, as in a model that is reopened or loaded in half precision.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -142,6 +152,12 @@ def tiny_spec(recipe: Recipe) -> TinySpec:
     """The shape of the model to build; raises ConfigError for one that cannot be."""
     tiny = recipe.model.tiny
     return TinySpec(**tiny.model_dump(exclude={"vocab_size", "kv_heads"}), kv_heads=tiny.kv_heads or tiny.heads)
+
+
+def vision_spec(recipe: Recipe) -> VisionSpec | None:
+    """The eyes of the model to build, None for one that reads text alone."""
+    vision = recipe.model.vision
+    return VisionSpec(**vision.model_dump(exclude={"on"})) if vision.on else None
 
 
 def _with_lora(recipe: Recipe, model: Any) -> Any:
@@ -170,11 +186,16 @@ def shows_tools(recipe: Recipe) -> Literal["full", "none"]:
 def _policy(
     model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype, show: Literal["full", "none"]
 ) -> Policy:
-    renderer = ChatRenderer(tokenizer, show_tools=show)
+    renderer = ChatRenderer(tokenizer, show_tools=show, images=image_marks(model, tokenizer))
     pad_id = tokenizer.pad_token_id
     if pad_id is None:
         pad_id = tokenizer.eos_token_id or 0
     return Policy(model=model, tokenizer=tokenizer, renderer=renderer, device=device, dtype=dtype, pad_id=int(pad_id))
+
+
+def _forced(recipe: Recipe, policy: Policy) -> Policy:
+    """The policy in the reasoning mode of the recipe."""
+    return replace(policy, renderer=policy.renderer.forced(recipe.sampler.mode))
 
 
 def domain_texts(world: World, seed: int) -> list[str]:

@@ -83,14 +83,14 @@ def _parse(text: str, source: str) -> dict[str, Any]:
 
 def _relative_to(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
     """Files that a recipe names and that lie beside it are found from any working directory."""
-    for section, key in (("environment", "name"), ("warm_start", "data")):
+    for section, key in (("environment", "name"), ("warm_start", "data"), ("graders", "file")):
         table = data.get(section)
         name = table.get(key) if isinstance(table, dict) else None
         if not isinstance(table, dict) or not isinstance(name, str):
             continue
         file, separator, detail = name.partition(":")
         beside = folder / file
-        if file.endswith((".py", ".jsonl")) and not Path(file).exists() and beside.is_file():
+        if file.endswith((".py", ".jsonl", ".toml")) and not Path(file).exists() and beside.is_file():
             data = data | {section: table | {key: f"{beside}{separator}{detail}"}}
     return data
 

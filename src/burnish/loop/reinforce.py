@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,10 +17,13 @@ from burnish.core.hashing import derive_seed
 from burnish.core.sampling import SamplingParams
 from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
+from burnish.graders.graph import aggregator_at
+from burnish.graders.integrity.metrics import integrity_scalars
 from burnish.loop.config import RLSection
+from burnish.loop.grading import share_done
 from burnish.loop.held_out import exclusion_text
 from burnish.loop.invariants import check_on_policy
-from burnish.loop.objective import learn_sizes, step_aggregator, trajectory_weights, weighed
+from burnish.loop.objective import learn_entropy, learn_sizes, trajectory_weights, weighed
 from burnish.loop.session import Session, plan
 from burnish.loop.setup import rl_loss, token_charge
 from burnish.loop.shard import GradientOrder
@@ -113,6 +117,10 @@ def train_step(session: Session, collected: Collected, started_s: float) -> dict
     seen: list[Seen] = []
     ledger = count(batch.fates, collected)
     scalars = describe(batch, collected.trajectories) | dict(collected.scalars)
+    scalars |= integrity_scalars(
+        [grades for group in batch.groups for grades in group.grades_G],
+        [reward for group in batch.groups for reward in group.rewards_G],
+    )
     scalars |= {f"episodes/{key}": float(n) for key, n in asdict(ledger).items()}
     scalars["episodes/pending"] = float(collected.under_way)
     learning = time.perf_counter()
@@ -144,6 +152,7 @@ def train_step(session: Session, collected: Collected, started_s: float) -> dict
     _account(session, ledger, batch, collected.under_way)
     state.rl_step = step
     learn_sizes(state, batch.trained, batch.weights, observed.sizes)
+    learn_entropy(session.recipe, state, scalars.get("entropy_nats_mean", math.nan))
     session.oversight.carry_out(observed)
     session.ending = observed.ending
     _stop_if_hopeless(session, collected.trajectories, collected.grades, ledger)
@@ -155,7 +164,7 @@ def decide(
 ) -> Batch:
     """Groups, rewards, advantages and the fate of every trajectory."""
     settings = session.recipe.rl
-    aggregator = step_aggregator(session.recipe, session.world.aggregator, step)
+    aggregator = aggregator_at(session.world.aggregator, share_done(session.recipe, step))
     groups = assemble_groups(trajectories, grades, aggregator, token_charge(session.recipe))
     rewards = [list(group.rewards_G) for group in groups]
     if settings.shuffle_rewards:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +16,7 @@ from burnish.core.grade import Grade
 from burnish.core.hashing import derive_seed
 from burnish.core.sampling import SamplingParams
 from burnish.core.task import Task
-from burnish.core.trajectory import Trajectory
+from burnish.core.trajectory import Node, Trajectory
 from burnish.loop.config import Recipe
 from burnish.loop.executor import Executor, deal
 from burnish.loop.invariants import (
@@ -62,7 +61,7 @@ class Session:
     stop_requested: Callable[[], bool]
     optimizer: Optimizer | None = None
     overlapping: bool = False
-    canary: tuple[array[int], ...] = ()
+    canary: tuple[Node, ...] = ()
     tolerance: float = FLOAT32_TOLERANCE
     ending: Decision | None = None
     started_s: float = field(default_factory=time.perf_counter)
@@ -127,7 +126,7 @@ class Session:
         tasks = self.world.tasks("train", 2)
         plans = [plan(task, "canary", 0, index, 0, self.recipe.run.seed) for index, task in enumerate(tasks)]
         rolled = asyncio.run(self.own.rollout(RolloutOrder(plans=tuple(plans), params=SamplingParams())))
-        self.canary = tuple(t.nodes[0].token_ids for t in rolled.trajectories if t.nodes)
+        self.canary = tuple(t.nodes[0] for t in rolled.trajectories if t.nodes)
         if self.recipe.checks.logprob_tolerance is not None:
             self.tolerance = self.recipe.checks.logprob_tolerance
         elif self.policy.dtype == torch.float32:

@@ -11,16 +11,18 @@ import torch
 
 from burnish.algorithms.loss import Loss
 from burnish.algorithms.registry import make_loss
+from burnish.core.images import SHELF
 from burnish.core.served import PolicyServer
 from burnish.graders.cost import TokenCost
 from burnish.loop.config import Recipe
 from burnish.loop.executor import Executor, LocalExecutor
+from burnish.loop.grading import open_world
 from burnish.loop.policy import Policy, merged_limits, reopen_policy
 from burnish.loop.program import load_program
 from burnish.loop.served import ServedSampler
 from burnish.loop.shard import LossSetting, Shard
 from burnish.loop.workers import ProcessExecutor
-from burnish.loop.worlds import World, load_world
+from burnish.loop.worlds import GraphText, World
 from burnish.store.layout import RunLayout
 
 MAX_AUTO_WORKERS = 8
@@ -28,10 +30,14 @@ MAX_AUTO_WORKERS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSetup:
-    """What a worker process needs to build its shard: the recipe as JSON and the run's model folder."""
+    """What a worker process needs to build its shard: the recipe as JSON, the run's model folder, and its grader graph.
+
+    graph: as the run read it: a file that is edited while the run goes on must not reach a worker that is replaced.
+    """
 
     recipe: str
     folder: str
+    graph: GraphText | None = None
 
 
 def resolve_workers(recipe: Recipe) -> Recipe:
@@ -47,11 +53,6 @@ def resolve_workers(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"workers": workers})})
 
 
-def open_world(recipe: Recipe) -> World:
-    """The recipe's environment.  Its tasks do not depend on run.seed, so that runs can be compared over seeds."""
-    return load_world(recipe.environment.name, recipe.environment.options, seed=recipe.environment.seed)
-
-
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -61,12 +62,13 @@ def make_executor(
     recipe: Recipe, policy: Policy, world: World, folder: Path, server: PolicyServer | None = None
 ) -> Executor:
     """Worker processes where there are several shards on a CPU, else this process; with a server always this process,
-    since only the one that updates its weights knows which version drew a token."""
+    since only the one that updates its weights knows which version drew a token.  Images lie in the run from now on."""
+    SHELF.keep_in(RunLayout(folder.parent).artefacts)
     if server is not None:
         return LocalExecutor([make_own_shard(recipe, policy, world, ServedSampler(server, policy.model))])
     if recipe.run.in_process or recipe.run.workers == 1 or policy.device.type != "cpu":
         return LocalExecutor([make_own_shard(recipe, policy, world) for _ in range(recipe.run.workers)])
-    setup = WorkerSetup(recipe=recipe.model_dump_json(), folder=str(folder))
+    setup = WorkerSetup(recipe=recipe.model_dump_json(), folder=str(folder), graph=world.graph)
     logs = RunLayout(folder.parent).logs
     logs.mkdir(exist_ok=True)
     return ProcessExecutor(
@@ -78,7 +80,8 @@ def make_worker_shard(setup: WorkerSetup) -> Shard:
     """Build a shard inside a worker process; the caller attaches the shared weights."""
     recipe = Recipe.model_validate_json(setup.recipe)
     torch.set_num_threads(recipe.run.threads)
-    world = open_world(recipe)
+    SHELF.keep_in(RunLayout(Path(setup.folder).parent).artefacts)
+    world = open_world(recipe, graph=setup.graph)
     return make_own_shard(recipe, reopen_policy(recipe, Path(setup.folder)), world)
 
 

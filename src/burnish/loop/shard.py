@@ -6,6 +6,7 @@ it the rest.  The same class runs in worker processes and, one shard after anoth
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import time
 from array import array
@@ -22,7 +23,7 @@ from burnish.core.grade import Grade
 from burnish.core.learning import TrainingSample
 from burnish.core.sampling import SampleRequest, SamplingParams
 from burnish.core.task import Limits
-from burnish.core.trajectory import Trajectory
+from burnish.core.trajectory import Node, Trajectory
 from burnish.environments.hosted import HostPool
 from burnish.graders.boundary import grade_trajectories
 from burnish.loop.invariants import audit_tokens, check_round_trip
@@ -169,9 +170,11 @@ class Shard:
         self._pool: ShardPool | None = None
 
     def close(self) -> None:
-        """End the hosts."""
+        """End the hosts and the graders' sandbox."""
         if self._hosts is not None:
             self._hosts.close()
+        if self._world.sandbox is not None:
+            asyncio.run(self._world.sandbox.close())
 
     @property
     def progress(self) -> int:
@@ -390,18 +393,19 @@ class Shard:
             )
         return self._learners[phase]
 
-    async def sync(self, version: int, canary: Sequence[array[int]]) -> SyncEcho:
+    async def sync(self, version: int, canary: Sequence[Node]) -> SyncEcho:
         """Take note of new weights; answer with what the sampler now computes on the canary prompts."""
         requests = [
             SampleRequest(
                 key=f"canary/{index}",
-                prompt_ids=ids,
+                prompt_ids=prompt.token_ids,
+                images=prompt.images,
                 params=SamplingParams(temperature=1.0),
                 max_tokens=CANARY_TOKENS,
                 seed=index,
                 stop_ids=(),
             )
-            for index, ids in enumerate(canary)
+            for index, prompt in enumerate(canary)
         ]
         samples = await self._sampler.follow(version, requests)
         if self._pool is not None:
@@ -413,24 +417,26 @@ class Shard:
             canary_logprobs=tuple(sample.logprobs for sample in samples),
         )
 
-    def score(self, prompts: Sequence[array[int]], echo: SyncEcho) -> list[array[float]]:
+    def score(self, prompts: Sequence[Node], echo: SyncEcho) -> list[array[float]]:
         """The learner's own log-probabilities of the canary actions in `echo`."""
         samples = []
         for prompt, action in zip(prompts, echo.canary_ids, strict=True):
-            total = len(prompt) + len(action)
+            before = len(prompt.token_ids)
+            total = before + len(action)
             samples.append(
                 TrainingSample(
                     trajectory_id="canary",
                     group_id="canary",
-                    token_ids=prompt + action,
-                    loss_mask=array("b", [0] * len(prompt) + [1] * len(action)),
+                    token_ids=prompt.token_ids + action,
+                    images=prompt.images,
+                    loss_mask=array("b", [0] * before + [1] * len(action)),
                     behaviour_logprobs=array("f", [0.0] * total),
                     versions=array("i", [echo.version] * total),
                     advantages=array("f", [0.0] * total),
                 )
             )
         scores = self._learner("canary").score(samples)
-        return [score[len(prompt) :] for score, prompt in zip(scores, prompts, strict=True)]
+        return [score[len(prompt.token_ids) :] for score, prompt in zip(scores, prompts, strict=True)]
 
     def check_micro_batches(self, order: GradientOrder, tolerance: float) -> float:
         """Relative difference of the gradient between two ways to cut some of the prepared samples into micro-batches.

@@ -15,15 +15,17 @@ from burnish.core.errors import ConfigError
 from burnish.core.sampling import Renderer, Sampler
 from burnish.evaluation.heldout import EvalResult, EvalSpec, evaluate, to_row
 from burnish.evaluation.local import grade_with, rollout_with
+from burnish.graders.graph import for_evaluation
 from burnish.loop.config import Recipe
+from burnish.loop.grading import open_world
 from burnish.loop.manifest import stored_recipe
 from burnish.loop.note import read_note, write_note
 from burnish.loop.policy import Policy, fit_limits, merged_limits, reopen_policy, shows_tools
 from burnish.loop.recipes import apply_overrides, suggestion, validate
-from burnish.loop.setup import open_world
 from burnish.loop.worlds import World
 from burnish.policies.chat import ChatRenderer
 from burnish.policies.load import load_policy, no_progress_bar
+from burnish.policies.processor import image_marks
 from burnish.policies.sampler import EmbeddedSampler
 from burnish.store.layout import RunLayout
 from burnish.store.rows import EvaluationRow
@@ -31,7 +33,7 @@ from burnish.training.checkpoint import load_checkpoint, load_latest
 from burnish.training.export import export_folder
 from burnish.training.model_state import load_model_state
 
-EVALUATED = ("environment.", "limits.", "model.", "rl.temperature")
+EVALUATED = ("environment.", "graders.", "staged.", "limits.", "model.", "rl.temperature", "sampler.mode")
 SPLITS = ("train", "heldout", "unseen")
 
 
@@ -67,7 +69,8 @@ def run_subject(folder: Path, overrides: Sequence[str] = ()) -> Subject:
     recipe = _for_evaluation(recipe.model_dump(mode="json", exclude_none=True), overrides, folder.name)
     torch.set_num_threads(recipe.run.threads)
     sampler = EmbeddedSampler(policy.model, pad_id=policy.pad_id, device=policy.device)
-    return Subject(name=f"{folder.name}@{checkpoint}", sampler=sampler, renderer=policy.renderer, recipe=recipe)
+    renderer = policy.renderer.forced(recipe.sampler.mode)
+    return Subject(name=f"{folder.name}@{checkpoint}", sampler=sampler, renderer=renderer, recipe=recipe)
 
 
 def model_subject(path: str, overrides: Sequence[str] = ()) -> Subject:
@@ -79,7 +82,9 @@ def model_subject(path: str, overrides: Sequence[str] = ()) -> Subject:
     data = {section: note[section] for section in ("environment", "limits") if section in note}
     recipe = _for_evaluation(data | {"model": {"path": path}}, overrides, path)
     loaded = load_policy(path, device=recipe.model.device, dtype=recipe.model.dtype)
-    renderer = ChatRenderer(loaded.tokenizer, show_tools=shows_tools(recipe))
+    images = image_marks(loaded.model, loaded.tokenizer)
+    renderer = ChatRenderer(loaded.tokenizer, show_tools=shows_tools(recipe), images=images)
+    renderer = renderer.forced(recipe.sampler.mode)
     pad_id = loaded.tokenizer.pad_token_id
     sampler = EmbeddedSampler(loaded.model, pad_id=0 if pad_id is None else pad_id, device=loaded.device)
     return Subject(name=Path(path).name, sampler=sampler, renderer=renderer, recipe=recipe)
@@ -124,7 +129,7 @@ def evaluate_subject(subject: Subject, world: World, spec: EvalSpec, tasks: int)
             spec,
             rollout=rollout,
             grade=grade_with(world.graders, timeout_s=subject.recipe.environment.grader_timeout_s),
-            aggregator=world.aggregator,
+            aggregator=for_evaluation(world.aggregator),
         )
     )
 

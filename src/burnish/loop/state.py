@@ -73,7 +73,8 @@ class LoopState:
     not been trained on; a resumed run starts these again.  health, control, reservoir: what `Oversight` goes on from,
     None before its first step.  knobs: what control has turned.  marks: the RL checkpoints so far.
     normaliser: what the weights of trajectories were learnt from.  evaluated: the newest evaluation, until the next
-    step has told control of it.
+    step has told control of it.  first_entropies, entropy: nats per trained token in the first steps and in the newest,
+    where `rl.entropy_floor` is on.
     """
 
     phase: str = "start"
@@ -95,6 +96,8 @@ class LoopState:
     control: dict[str, Any] | None = None
     reservoir: list[dict[str, Any]] | None = None
     normaliser: dict[str, Any] | None = None
+    first_entropies: list[float] = field(default_factory=list)
+    entropy: float | None = None
     knobs: Knobs = field(default_factory=Knobs)
     marks: list[Mark] = field(default_factory=list)
     evaluated: Evaluated | None = None

@@ -12,6 +12,7 @@ from burnish.core.hashing import derive_seed
 from burnish.core.outcome import Ending
 from burnish.core.trajectory import Trajectory
 from burnish.loop.chats import read_chats
+from burnish.loop.grading import is_success
 from burnish.loop.policy import fit_limits, merged_limits
 from burnish.loop.preflight import PROBLEMS_TOLD, bad_rows
 from burnish.loop.session import Session, plan
@@ -41,12 +42,12 @@ def optimizer_spec(session: Session) -> OptimizerSpec:
 
 def make_demonstrations(session: Session) -> None:
     """Generate the warm-start set and commit it as step sft/0; a resumed run reads it from there."""
-    settings, started_s = session.recipe.warm_start, time.perf_counter()
+    settings, aggregator, started_s = session.recipe.warm_start, session.world.aggregator, time.perf_counter()
     pairs, events = _user_chats(session) if settings.data else (_expert_traces(session), [])
     failed = [t for t, _ in pairs if t.outcome.ending is not Ending.COMPLETED]
     kept = [pair for pair in pairs if pair[0].outcome.ending is Ending.COMPLETED]
     if settings.keep == "correct":
-        kept = [pair for pair in kept if pair[1] and all(grade.score == 1.0 for grade in pair[1])]
+        kept = [pair for pair in kept if is_success(aggregator, pair[1])]
     if not kept:
         detail = failed[0].outcome.detail if failed else "none was correct"
         raise ConfigError(f"no usable warm-start trace among {len(pairs)}: {detail}")
@@ -63,7 +64,7 @@ def make_demonstrations(session: Session) -> None:
         "time/phase_s": time.perf_counter() - started_s,
     }
     if not settings.data:
-        right = sum(1 for _, grades in kept if grades and all(grade.score == 1.0 for grade in grades))
+        right = sum(1 for _, grades in kept if is_success(aggregator, grades))
         scalars["demonstrations/correct_share"] = right / len(kept)
     session.writer.commit_step(StepRecord(phase="sft", step=0, rows=rows, scalars=scalars, events=events))
 

@@ -15,11 +15,15 @@ from typing import Any
 from burnish.core.environment import Script, ScriptedPolicy
 from burnish.core.errors import ConfigError, TaskError
 from burnish.core.grade import Aggregator, Grader
+from burnish.core.hashing import bytes_hash
+from burnish.core.sandbox import Sandbox
 from burnish.core.task import Limits, Task, Taskset
 from burnish.environments.base import Environment, expert_policy, has_expert
 from burnish.environments.question import Question
 from burnish.environments.source import EnvironmentSource
 from burnish.graders.aggregate import WeightedSum
+from burnish.graders.graph import GraderGraph, graph_from
+from burnish.graders.node import GraderNode, WeightSchedule
 from burnish.graders.registry import make_grader
 from burnish.loop.config import ENVIRONMENTS, REASONING_GYM
 from burnish.loop.recipes import suggested_file, suggestion
@@ -32,12 +36,35 @@ GYM_SIZE = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GraphText:
+    """A graph's file as it was read.  `GraphText(file="/home/ann/graders.toml", text="[graders.answer]...")`"""
+
+    file: str
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the text."""
+        return bytes_hash(self.text.encode())
+
+    def to_json(self) -> dict[str, str]:
+        """What a manifest holds."""
+        return {"file": self.file, "sha256": self.sha256, "text": self.text}
+
+    @staticmethod
+    def from_json(data: Mapping[str, str]) -> GraphText:
+        """Inverse of `to_json`."""
+        return GraphText(file=data["file"], text=data["text"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """An environment, resolved.
 
     make: builds a fresh single-use environment (for a task, which it may ignore).  source: how another process builds
     it.  own: the environment is a user's file.  expert: None where it has none.
-    problems: "file:line: reason" of each row of a user's file that was left out.
+    problems: "file:line: reason" of each row of a user's file that was left out.  graph: what the graders were read
+    from, None where they are the environment's own.  sandbox: what they run commands in, None where they run none.
     """
 
     name: str
@@ -51,6 +78,8 @@ class World:
     mistakes: tuple[str, ...]
     problems: tuple[str, ...] = ()
     own: bool = False
+    graph: GraphText | None = None
+    sandbox: Sandbox | None = None
 
     def tasks(self, split: str, limit: int | None = None) -> Sequence[Task]:
         """The first `limit` tasks of a split; raises TaskError where it is empty or unknown."""
@@ -74,6 +103,22 @@ def load_world(name: str, options: Mapping[str, Any], *, seed: int) -> World:
         return _jsonl(name, options, seed)
     cls = _environment_class(name)
     return _from_class(name, cls, options, seed)
+
+
+def own_aggregator(graders: Sequence[Grader], weights: Mapping[str, float] | None) -> Aggregator:
+    """What an environment's `weights` mean: None is equal shares; a grader without a weight is heard and not counted.
+
+    Raises ConfigError for a weight of a grader that is not there, and where none is above 0.
+    """
+    if weights is None:
+        return WeightedSum()
+    names = [grader.name for grader in graders]
+    if unknown := [key for key in weights if key not in names]:
+        raise ConfigError(f"weights names {unknown[0]!r}{suggestion(unknown[0], names)}; graders: {', '.join(names)}")
+    nodes = [
+        GraderNode(grader=grader, weight=WeightSchedule.constant(weights.get(grader.name, 0.0))) for grader in graders
+    ]
+    return GraderGraph.of(nodes).aggregator
 
 
 def mistaken_expert(mistake: str | None) -> ScriptedPolicy:
@@ -142,7 +187,10 @@ def _from_class(name: str, cls: type[Environment], options: Mapping[str, Any], s
         return make().tasks(split, rng)
 
     taskset = GeneratedTaskset(sample.name, sample.chance, tuple(sample.splits), make_tasks, seed)
-    graders = tuple(make_grader(ref) for ref in sample.graders)
+    try:
+        graders, aggregator = _own_graders(sample)
+    except ConfigError as error:
+        raise ConfigError(f"environment {name}: {error}") from error
     return World(
         name=name,
         make=make,
@@ -150,11 +198,20 @@ def _from_class(name: str, cls: type[Environment], options: Mapping[str, Any], s
         own=name.partition(":")[0].endswith(".py"),
         taskset=taskset,
         graders=graders,
-        aggregator=WeightedSum(),
+        aggregator=aggregator,
         limits=sample.limits,
         expert=mistaken_expert(None) if has_expert(sample) else None,
         mistakes=tuple(sample.mistakes),
     )
+
+
+def _own_graders(sample: Environment) -> tuple[tuple[Grader, ...], Aggregator]:
+    """What an environment brings: a graph, or graders and their weights."""
+    if sample.grader_graph is not None:
+        graph = graph_from(sample.grader_graph)
+        return graph.graders, graph.aggregator
+    graders = tuple(make_grader(ref) for ref in sample.graders)
+    return graders, own_aggregator(graders, sample.weights)
 
 
 def _question_world(name: str, taskset: Taskset, grader: str, limits: Limits) -> World:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
 from burnish.core.errors import ConfigError
+from burnish.policies.marks import IMAGE_TOKEN
+from burnish.policies.vision_model import VisionPolicyConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,17 +53,49 @@ class TinySpec:
             raise ConfigError(f"a sliding window of {self.sliding_window} is not possible for family {self.family!r}")
 
 
-def build_tiny(tokenizer: Any, spec: TinySpec, seed: int) -> Any:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionSpec:
+    """The eyes of a tiny model.  `VisionSpec()` makes 16 tokens of an image of 32 x 32 pixels.
+
+    patch_px: model pixels along the side of a token (4, 8 or 16).  max_image_tokens: budget of one image; a larger one
+    is scaled down.  vision_width: channels.  vision_layers: attention blocks over the image before the language model.
+    """
+
+    patch_px: int = 8
+    max_image_tokens: int = 64
+    vision_width: int = 64
+    vision_layers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.patch_px not in (4, 8, 16):
+            raise ConfigError(f"patch_px is 4, 8 or 16, got {self.patch_px}")
+        if min(self.max_image_tokens, self.vision_width) < 1 or self.vision_layers < 0:
+            raise ConfigError(f"every size of an encoder must be at least 1 (vision_layers 0), got {self}")
+
+
+def build_tiny(tokenizer: Any, spec: TinySpec, seed: int, vision: VisionSpec | None = None) -> Any:
     """A freshly initialised model for `tokenizer`, float32 on the CPU, in evaluation mode.
 
     The same seed gives the same weights; the global random state is left as it was.  The vocabulary is the
-    tokenizer's, and its begin, end and padding ids become the model's.
+    tokenizer's, and its begin, end and padding ids become the model's.  vision: for a model that sees; the tokenizer
+    then has an image token.
     """
     config = FAMILIES[spec.family](spec, _token_ids(tokenizer))
+    if vision is not None:
+        config = _with_vision(config, tokenizer, vision)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     return model.eval()
+
+
+def _with_vision(text_config: Any, tokenizer: Any, vision: VisionSpec) -> Any:
+    image_id = tokenizer.get_vocab().get(IMAGE_TOKEN)
+    if image_id is None:
+        raise ConfigError(
+            f"a model that sees needs the token {IMAGE_TOKEN} in its tokenizer; train it with images=True"
+        )
+    return VisionPolicyConfig(text_config=text_config, image_token_id=image_id, **asdict(vision))
 
 
 def _token_ids(tokenizer: Any) -> dict[str, Any]:

@@ -8,17 +8,20 @@ stay as they were, only what follows the end of the turn is tokenised.  Any othe
 
 from __future__ import annotations
 
+import copy
 import re
 from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from burnish.core.errors import ConfigError, RenderError
-from burnish.core.message import Message, Role, TextPart, ToolCall
+from burnish.core.images import ImageSpan
+from burnish.core.message import ImagePart, Message, Role, TextPart, ToolCall
 from burnish.core.sampling import Extension
 from burnish.core.tool import ToolSpec
 from burnish.policies.calls import CallStyle, format_action, parse_action
 from burnish.policies.codec import ACTION_END, BREAK, TextGuard, TokenCodec, control_tokens
+from burnish.policies.marks import ImageMarks, find_spans
 from burnish.policies.template import (
     GENERATION,
     TEMPLATE,
@@ -35,6 +38,7 @@ FORK_ACTION = "template_changes_action"
 FORK_PAST = "template_changes_past"
 FORK_END = "template_moves_turn_end"
 
+MODE_BEGINS = {"auto": "", "think": "<think>", "direct": "<think></think>"}
 _POLICY_MARKS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
 _NO_CONTENT = re.compile(r"\s+|<think>\s*</think>")
 
@@ -44,7 +48,8 @@ class ChatRenderer:
 
     show_tools: "full" lists the tools' schemas in the first prompt, "none" leaves them out (tiny models that learn the
     tools from traces).  template: a jinja chat template to use instead of the tokenizer's.  needs_tools: False lets a
-    model's own template without tools be used, for worlds that have none.
+    model's own template without tools be used, for worlds that have none.  images: how the model is shown images; None
+    for one that reads text alone.
 
     Where the tokenizer has no template, or one that cannot show Hermes-style tool calls and their results, our own is
     used and `notice` says so ("" otherwise).  Our markers are then plain text for a tokenizer that does not know
@@ -62,10 +67,12 @@ class ChatRenderer:
         show_tools: Literal["full", "none"] = "full",
         template: str | None = None,
         needs_tools: bool = True,
+        images: ImageMarks | None = None,
     ) -> None:
         if show_tools not in ("full", "none"):
             raise ConfigError(f'show_tools is "full" or "none", got {show_tools!r}')
         self._tokenizer = tokenizer
+        self._images = images
         self._lists_tools = show_tools == "full"
         self._facts, self.notice = _choose(tokenizer, template, needs_tools)
         end = self._facts.turn_end if self._facts else tokenizer.eos_token
@@ -84,11 +91,22 @@ class ChatRenderer:
         self._policy_guard = TextGuard(tokens, allowed=_POLICY_MARKS)
         self._call_marks = TextGuard({*tokens, *_POLICY_MARKS}).marks
         self._opened: dict[str, array[int]] = {}
+        self._begins, self._begins_ids = "", array("i")
+
+    def forced(self, mode: str) -> ChatRenderer:
+        """A renderer whose every policy turn begins with what `mode` says, shown and never sampled: "think" opens a
+        thinking block, "direct" shows an empty one, "auto" leaves the choice to the policy.  ConfigError for others."""
+        if mode not in MODE_BEGINS:
+            raise ConfigError(f"a mode is one of {', '.join(MODE_BEGINS)}, got {mode!r}")
+        other = copy.copy(self)
+        other._begins = MODE_BEGINS[mode]
+        other._begins_ids = self._codec.encode_action(other._begins)
+        return other
 
     def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> array[int]:
         """Ids of the first prompt, the header of the policy's turn included.
 
-        Raises RenderError for images and for conversations that the template refuses.
+        Raises RenderError for images that the model cannot see and for conversations that the template refuses.
         """
         if self._facts is not None:
             text = self._render(self._facts, messages, tools)
@@ -99,7 +117,7 @@ class ChatRenderer:
             if len(self._opened) >= 256:
                 self._opened.clear()
             cached = self._opened[text] = self._codec.encode(text)
-        return cached[:]
+        return cached + self._begins_ids
 
     def extend(self, past: Sequence[Message], new: Sequence[Message], tools: Sequence[ToolSpec]) -> Extension:
         """Ids for `new` after the last action of `past`, or the whole conversation anew as a named fork.
@@ -110,30 +128,61 @@ class ChatRenderer:
             raise RenderError("a conversation is extended after the policy's turn; the last past message is not one")
         if self._facts is None:
             turns = [f"{TURN_START}{m.role.value}\n{self._content(m)}{self._codec.end}" for m in new]
-            return Extension(token_ids=self._codec.encode_after_end("".join(turns) + GENERATION))
+            ids = self._codec.encode_after_end("".join(turns) + GENERATION)
+            return Extension(token_ids=ids + self._begins_ids, images=self._spans(ids, new))
         return self._extend_proven(self._facts, past, new, tools)
+
+    def image_spans(self, token_ids: array[int], images: Sequence[ImagePart]) -> tuple[ImageSpan, ...]:
+        """Where in rendered ids these images stand.  Raises RenderError where there are more or fewer placeholders."""
+        if self._images is None:
+            raise RenderError(f"{len(images)} images are to be shown; this renderer is for text models only")
+        return find_spans(token_ids, images, self._images)
+
+    def _spans(self, token_ids: array[int], messages: Sequence[Message]) -> tuple[ImageSpan, ...]:
+        parts = [part for message in messages for part in message.images]
+        return self.image_spans(token_ids, parts) if parts else ()
 
     def encode_action(self, message: Message) -> array[int]:
         """Ids of an assistant message as the policy would have sampled it, its stop id included."""
         if message.role is not Role.ASSISTANT:
             raise RenderError(f"an action is an assistant message, got a {message.role} message")
-        return self._codec.encode_action(self._lead + self._content(message) + self._codec.end)
+        said = self._content(message)
+        said = said.removeprefix(self._begins) if self._begins else self._lead + said
+        return self._codec.encode_action(said + self._codec.end)
 
     def parse(self, token_ids: array[int]) -> Message:
         """The assistant message in sampled ids; a stop id at the end is not part of the text.  Total."""
         sampled = token_ids[:-1] if token_ids and token_ids[-1] in self.stop_ids else token_ids
-        text, calls = parse_action(self._codec.decode(sampled).removeprefix(self._lead), style=self._style)
+        said = self._begins + self._codec.decode(sampled).removeprefix(self._lead)
+        text, calls = parse_action(said, style=self._style)
         return Message(role=Role.ASSISTANT, parts=(TextPart(text=text),) if text else (), tool_calls=calls)
 
     def _content(self, message: Message) -> str:
         """Guarded content; the policy may write its own call and thinking markers, nobody else."""
         if message.images:
-            raise RenderError(f"a {message.role} message holds an image; this renderer is for text models only")
+            return self._shown(message)
         if message.role is not Role.ASSISTANT:
             return self._guard(message.text)
         if not message.tool_calls:
             return self._policy_guard(message.text)
         return self._policy_guard(self._action_text(message.text, message.tool_calls))
+
+    def _shown(self, message: Message) -> str:
+        """Guarded text with the marks of images, which no text can forge, in their places."""
+        if self._images is None or message.role is Role.ASSISTANT:
+            raise RenderError(
+                f"a {message.role} message holds an image; "
+                + ("this renderer is for text models only" if self._images is None else "policies write text alone")
+            )
+        pieces, text = [], ""
+        for part in message.parts:
+            if isinstance(part, TextPart):
+                # text is guarded in one piece: a control token must not be put together from two parts
+                text += part.text
+                continue
+            pieces += [self._guard(text), self._images.text(part)]
+            text = ""
+        return "".join([*pieces, self._guard(text)])
 
     def _action_text(self, text: str, calls: Sequence[ToolCall]) -> str:
         try:
@@ -182,8 +231,10 @@ class ChatRenderer:
         if not fork and not after.startswith(self._codec.end):
             fork = FORK_END
         if fork:
-            return Extension(token_ids=self._codec.encode(whole.replace(ACTION_END, "")), fork=fork)
-        return Extension(token_ids=self._codec.encode_after_end(after[len(self._codec.end) :]))
+            ids = self._codec.encode(whole.replace(ACTION_END, ""))
+            return Extension(token_ids=ids + self._begins_ids, fork=fork, images=self._spans(ids, [*past, *new]))
+        ids = self._codec.encode_after_end(after[len(self._codec.end) :])
+        return Extension(token_ids=ids + self._begins_ids, images=self._spans(ids, new))
 
     def _difference(self, seen: str, action: str, said: str) -> str:
         """Why `said` (prompt and action as the template renders them now) is not what the policy saw and said."""

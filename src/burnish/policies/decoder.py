@@ -163,7 +163,7 @@ def describe_decoder(model: Any, *, adapters: bool = False) -> Decoder | None:
     """
     base = model.get_base_model() if adapters and hasattr(model, "get_base_model") else model
     read = _READERS.get(type(base).__name__)
-    if read is None or not type(base).__module__.startswith("transformers.models."):
+    if read is None or not type(base).__module__.startswith(("transformers.models.", "burnish.policies.")):
         return None
     if any(_interferes(module) for module in base.modules()):
         return None
@@ -243,13 +243,16 @@ def _rope(module: Any, layer_type: str | None, head_dim: int) -> Rope:
 
 
 def _llama_like(base: Any, adapters: bool) -> Decoder:
-    config, body = base.config, base.model
+    _children(base, "model lm_head")
+    return _llama_body(base.config, base.model, base.lm_head, adapters)
+
+
+def _llama_body(config: Any, body: Any, head: Any, adapters: bool) -> Decoder:
     _require(getattr(config, "final_logit_softcapping", None) is None)
     _require(getattr(config, "attn_logit_softcapping", None) is None)
     _require(not getattr(config, "use_bidirectional_attention", False))
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     _require(activation in ACTIVATIONS)
-    _children(base, "model lm_head")
     _children(body, "embed_tokens layers norm rotary_emb")
     embedding, scale = _embedding(body.embed_tokens)
     read = partial(_llama_layer, body=body, config=config, adapters=adapters)
@@ -259,7 +262,7 @@ def _llama_like(base: Any, adapters: bool) -> Decoder:
         positions=None,
         layers=tuple(read(layer) for layer in body.layers),
         final_norm=_norm(body.norm),
-        head=_projection(base.lm_head, adapters),
+        head=_projection(head, adapters),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=body.layers[0].self_attn.head_dim,
@@ -345,7 +348,25 @@ def _gpt2_layer(layer: Any, width: int, adapters: bool) -> DecoderLayer:
     )
 
 
+def _llava(base: Any, adapters: bool) -> Decoder:
+    """The language part; images are rows of its stream, in the places of their placeholders."""
+    body = base.model.language_model
+    _children(base, "model lm_head")
+    _children(base.model, "vision_tower multi_modal_projector language_model")
+    _require(type(body).__module__.startswith("transformers.models.") and type(body).__name__ in _LLAMA_BODIES)
+    return _llama_body(base.config.text_config, body, base.lm_head, adapters)
+
+
+def _vision_policy(base: Any, adapters: bool) -> Decoder:
+    inner = base.language_model
+    return _READERS[type(inner).__name__](inner, adapters)
+
+
+_LLAMA_BODIES = frozenset({"Qwen2Model", "Qwen3Model", "LlamaModel", "MistralModel"})
+
 _READERS: dict[str, Callable[[Any, bool], Decoder]] = {
+    "LlavaForConditionalGeneration": _llava,
+    "VisionPolicy": _vision_policy,
     "Qwen2ForCausalLM": _llama_like,
     "Qwen3ForCausalLM": _llama_like,
     "LlamaForCausalLM": _llama_like,

@@ -99,9 +99,18 @@ class Engine:
         """Whether `advance` has anything to do."""
         return bool(self.rows or self.queue)
 
-    def submit(self, request: SampleRequest, deliver: Callable[[Sample], None]) -> Row:
-        """Queue a request; its sample will be given to `deliver` from within `advance`."""
-        row = Row(request=request, deliver=deliver, prompt=np.frombuffer(request.prompt_ids, np.int32))
+    def submit(
+        self,
+        request: SampleRequest,
+        deliver: Callable[[Sample], None],
+        prompt: npt.NDArray[np.int32] | None = None,
+    ) -> Row:
+        """Queue a request; its sample will be given to `deliver` from within `advance`.
+
+        prompt: its ids with images numbered (`burnish.policies.sight`), where it shows any.
+        """
+        ids = np.frombuffer(request.prompt_ids, np.int32) if prompt is None else prompt
+        row = Row(request=request, deliver=deliver, prompt=ids)
         self.queue.append(row)
         return row
 

@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from burnish.policies.decoder import close_logits
 from burnish.policies.lean import LeanForward
 from burnish.policies.ragged import Ragged, additive
+from burnish.policies.sight import HeldFeatures, sight_of
 from burnish.policies.slots import SlotStore
 
 STATELESS_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -132,9 +133,13 @@ class CachedForward:
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self._limits = attention_limits(config)
+        self._sight = sight_of(model)
+        self._features = None if self._sight is None else HeldFeatures(model, self._sight)
 
     def refresh(self) -> None:
         """The model reads its own weights."""
+        if self._features is not None:
+            self._features.forget()
 
     def new_store(self) -> SlotStore:
         """Layers are allocated as the model writes them."""
@@ -169,8 +174,11 @@ class CachedForward:
             kind: additive(ragged.hidden(positions_RQ, **limits), self.dtype)[:, None]
             for kind, limits in self._limits.items()
         }
+        given = {"input_ids": ids_RQ}
+        if self._sight is not None:
+            given = self._sight.inputs(self.model, ids_RQ, self._features)
         logits: Tensor = self.model(
-            input_ids=ids_RQ,
+            **given,
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=positions_RQ.clamp(min=0),
             past_key_values=cache,
@@ -188,6 +196,7 @@ class RecomputedForward:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.device = next(model.parameters()).device
+        self._sight = sight_of(model)
 
     def refresh(self) -> None:
         """The model reads its own weights."""
@@ -219,7 +228,14 @@ class RecomputedForward:
 
     def _read(self, ids_RT: Tensor, last_R: Tensor) -> Tensor:
         """What stands to the right of a token never changes it in a causal model, so no mask is needed."""
-        logits_RTV = self.model(input_ids=ids_RT, attention_mask=torch.ones_like(ids_RT), use_cache=False).logits
+        if self._sight is None:
+            logits_RTV = self.model(input_ids=ids_RT, attention_mask=torch.ones_like(ids_RT), use_cache=False).logits
+        else:
+            # a slot may hold the rest of another text, where an image can be cut
+            ids_RT = ids_RT.masked_fill(torch.arange(ids_RT.shape[1], device=self.device) > last_R[:, None], 0)
+            given = self._sight.inputs(self.model, ids_RT)
+            logits_RTV = self.model(**given, attention_mask=torch.ones_like(ids_RT), use_cache=False).logits
+            logits_RTV = self._sight.hide(logits_RTV)
         logits: Tensor = logits_RTV[torch.arange(len(ids_RT), device=self.device), last_R]
         return logits
 
@@ -249,6 +265,9 @@ def choose_forward(model: Any) -> Forward:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = base.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
+    sight = sight_of(model)
+    if sight is not None and sight.encoder.whole:
+        return RecomputedForward(model)
     if not kinds <= STATELESS_LAYERS or getattr(base, "_is_stateful", False):
         return RecomputedForward(model)
     for kind in (LeanForward, CachedForward):

@@ -21,6 +21,7 @@ from burnish.policies.decoder import describe_decoder
 from burnish.policies.packed import Matrix, PackedDecoder, PackedLayer, PackedNorm, pack
 from burnish.policies.parts import ACTIVATIONS, Decoder
 from burnish.policies.ragged import Ragged, additive
+from burnish.policies.sight import HeldFeatures, sight_of
 from burnish.policies.slots import SlotStore
 
 _MOST_PLANS = 64
@@ -38,6 +39,9 @@ class LeanForward:
     def __init__(self, model: Any) -> None:
         self.model = model
         self._rooms: dict[str, Tensor] = {}
+        sight = sight_of(model)
+        self._sight = None if sight is None or sight.encoder.whole else sight
+        self._features = None if self._sight is None else HeldFeatures(model, self._sight)
         self.refresh()
         weight = self.decoder.embedding.weight
         self.device = weight.device
@@ -57,6 +61,8 @@ class LeanForward:
         self.silu = decoder.activation in ("silu", "swish")
         self._plans = {}
         self._angles = ()
+        if self._features is not None:
+            self._features.forget()
 
     def new_store(self) -> SlotStore:
         """An empty store that fits the model."""
@@ -95,7 +101,10 @@ class LeanForward:
         tokens_N = torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(self.device)
         packed, room, count = self.packed, self._room, len(tokens_N)
         hidden, heads = self.decoder.hidden_size, self.decoder.heads + 2 * self.decoder.kv_heads
-        x = torch.index_select(packed.embedding, 0, tokens_N, out=room("x", packed.dtype, count, hidden))
+        shown_N = tokens_N if self._features is None else tokens_N.clamp(min=0)
+        x = torch.index_select(packed.embedding, 0, shown_N, out=room("x", packed.dtype, count, hidden))
+        if self._features is not None and self._sight is not None:
+            x = self._sight.embed(tokens_N, x, self._features)
         if packed.positions is not None:
             x += packed.positions.index_select(0, ragged.positions_N)
         turns = [table.index_select(0, ragged.positions_N)[:, None] for table in self.angles(store.columns)]

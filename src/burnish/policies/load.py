@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from burnish.core.errors import ConfigError
+from burnish.policies.processor import ImageParts, attach_processor, load_image_parts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,7 +28,7 @@ class LoadedPolicy:
     """A model and its tokenizer, ready on `device` in evaluation mode.
 
     Example: `load_policy("runs/shop/export")` has device cpu, dtype torch.float32.  notices: what was changed or
-    assumed, one sentence each.
+    assumed, one sentence each.  images: the processor of a model that sees; the model is ready to be shown images.
     """
 
     model: Any
@@ -35,18 +36,19 @@ class LoadedPolicy:
     device: torch.device
     dtype: torch.dtype
     notices: tuple[str, ...] = ()
+    images: ImageParts | None = None
 
 
 def load_policy(
     path_or_id: str | Path, *, device: str = "auto", dtype: str = "auto", offline: bool = False
 ) -> LoadedPolicy:
-    """Load a causal language model and its tokenizer.
+    """Load a causal language model, or one that reads images and text, with its tokenizer and processor.
 
     path_or_id: a folder, or a model id that is fetched from the Hugging Face Hub (never with `offline`; then only what
     was fetched before is found).  device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
     dtype: "auto" (bfloat16 on a GPU that has it, else float32) or a name in `DTYPES`.
 
-    Raises ConfigError where the model is missing, incomplete, not a causal language model, without a tokenizer that
+    Raises ConfigError where the model is missing, incomplete, of another kind, without a tokenizer (or processor) that
     fits, or where the device cannot do what is asked.
     """
     target = pick_device(device)
@@ -55,21 +57,41 @@ def load_policy(
     config = load_config(name, offline=offline)
     local = offline or Path(name).exists()
     tokenizer = _tokenizer(name, local)
-    model = _model(name, precision, local)
+    model = _model(name, auto_class(config), precision, local)
     _require_fit(name, model, tokenizer)
     model = model.to(target).eval()
     _require_causal(name, model)
     notices = []
+    images = load_images(name, model, tokenizer, local=local)
+    if images is not None and images.processor is None:
+        notices.append("the model's processor cannot be built here; its image processor alone is used")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         notices.append(f"the tokenizer has no padding token; {tokenizer.pad_token!r} pads (masks decide, not the id)")
     if getattr(config, "quantization_config", None) is not None:
         notices.append("the weights are quantised; only adapters can be trained on them")
-    return LoadedPolicy(model=model, tokenizer=tokenizer, device=target, dtype=precision, notices=tuple(notices))
+    return LoadedPolicy(
+        model=model, tokenizer=tokenizer, device=target, dtype=precision, notices=tuple(notices), images=images
+    )
+
+
+def auto_class(config: Any) -> Any:
+    """The automatic class of transformers that loads this kind of model."""
+    is_causal = type(config) in AutoModelForCausalLM._model_mapping
+    return AutoModelForCausalLM if is_causal else AutoModelForImageTextToText
+
+
+def load_images(name: str, model: Any, tokenizer: Any, *, local: bool) -> ImageParts | None:
+    """Let a model see by the processor that lies beside it; None for one of text, or that needs none."""
+    if auto_class(model.config) is not AutoModelForImageTextToText:
+        return None
+    parts = load_image_parts(name, tokenizer, local=local)
+    attach_processor(model, parts)
+    return parts
 
 
 def load_config(name: str, *, offline: bool = False) -> Any:
-    """The configuration of a model, checked to be one of a causal language model; weights are not touched.
+    """The configuration of a model, checked to be of a kind that `load_policy` loads; weights are not touched.
 
     Raises ConfigError as `load_policy` does.
     """
@@ -88,10 +110,11 @@ def load_config(name: str, *, offline: bool = False) -> Any:
         config = AutoConfig.from_pretrained(name, local_files_only=local)
     except (OSError, ValueError, KeyError, HFValidationError) as error:
         raise ConfigError(_missing(name, error, local, path.is_dir())) from error
-    if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
+    known = (AutoModelForCausalLM._model_mapping, AutoModelForImageTextToText._model_mapping)
+    if config.is_encoder_decoder or not any(type(config) in mapping for mapping in known):
         raise ConfigError(
             f"{name} is a {config.model_type!r} model, which is not a causal language model; "
-            f"choose one that AutoModelForCausalLM loads"
+            f"choose one that AutoModelForCausalLM or AutoModelForImageTextToText loads"
         )
     return config
 
@@ -155,13 +178,11 @@ def _tokenizer(name: str, local: bool) -> Any:
         raise ConfigError(f"the tokenizer of {name} cannot be loaded: {reason}") from error
 
 
-def _model(name: str, dtype: torch.dtype, local: bool) -> Any:
+def _model(name: str, kind: Any, dtype: torch.dtype, local: bool) -> Any:
     """The model; a weight that is missing from the files must not be made up at random."""
     try:
         with no_progress_bar():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, local_files_only=local, output_loading_info=True
-            )
+            model, report = kind.from_pretrained(name, dtype=dtype, local_files_only=local, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"the weights of {name} cannot be loaded: {reason}") from error

@@ -8,9 +8,9 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM
 
 from burnish.core.errors import ConfigError
+from burnish.policies.load import auto_class
 
 _GIB = 2**30
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -101,7 +101,7 @@ def memory_plan(
     if min(needs.rows, needs.context_tokens, needs.processes) < 1 or min(needs.micro_batch_tokens, needs.lora_rank) < 0:
         raise ConfigError(f"rows, context_tokens and processes must be at least 1 and nothing below 0, got {needs}")
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        skeleton = auto_class(config).from_config(config, dtype=dtype)
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     adapters = _lora_parameters(skeleton, needs.lora_rank)
     trainable = 0 if not needs.micro_batch_tokens else adapters or parameters

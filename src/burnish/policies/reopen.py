@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from burnish.policies.load import load_config, pick_device, pick_dtype
+from burnish.policies.load import auto_class, load_config, load_images, pick_device, pick_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,9 @@ def reopen(folder: Path, *, device: str, dtype: str) -> EmptyPolicy:
     """Build the architecture saved in `folder`; raises ConfigError where it holds none, or the device is not there."""
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
-    model = AutoModelForCausalLM.from_config(load_config(str(folder), offline=True), dtype=precision)
+    config = load_config(str(folder), offline=True)
+    model = auto_class(config).from_config(config, dtype=precision)
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    return EmptyPolicy(model=model.to(target).eval(), tokenizer=tokenizer, device=target, dtype=precision)
+    model = model.to(target).eval()
+    load_images(str(folder), model, tokenizer, local=True)
+    return EmptyPolicy(model=model, tokenizer=tokenizer, device=target, dtype=precision)

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from burnish.core.errors import ConfigError
@@ -19,6 +20,7 @@ from burnish.policies.engine import Engine, Row
 from burnish.policies.forward import Forward, choose_forward
 from burnish.policies.lean import LeanForward
 from burnish.policies.results import SamplerCounts
+from burnish.policies.sight import number_images
 
 __all__ = ["EmbeddedSampler", "SamplerCounts", "quick_sums", "weight_checksum"]
 
@@ -34,7 +36,8 @@ class EmbeddedSampler:
     depends on its seed and the model alone; its log-probabilities agree with a plain forward pass to 1e-4 in float32.
 
     `sample` may be awaited by many tasks of one event loop; between two decode steps the loop goes on with other work.
-    `sample_now` is for callers without a loop.  Not for use by two threads.
+    `sample_now` is for callers without a loop.  Not for use by two threads.  Images are encoded once for each state of
+    the weights.
 
     `version` is set by the owner after each change of the weights, between steps, and marks the next tokens; rows in
     flight go on from the keys and values they have, finished texts are forgotten unless
@@ -152,7 +155,7 @@ class EmbeddedSampler:
         self.counts.requests += len(checked)
         try:
             for index, request in enumerate(checked):
-                engine.submit(request, partial(found.__setitem__, index))
+                engine.submit(request, partial(found.__setitem__, index), self._numbered(request))
             while engine.busy:
                 self._advance(engine)
         finally:
@@ -175,7 +178,7 @@ class EmbeddedSampler:
 
     def _queue(self, request: SampleRequest, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Sample]:
         future: asyncio.Future[Sample] = loop.create_future()
-        self._waiting[future] = self._engine.submit(request, _deliver_to(future))
+        self._waiting[future] = self._engine.submit(request, _deliver_to(future), self._numbered(request))
         self.counts.requests += 1
         return future
 
@@ -238,6 +241,12 @@ class EmbeddedSampler:
             counts=self.counts,
         )
 
+    def _numbered(self, request: SampleRequest) -> npt.NDArray[np.int32] | None:
+        if not request.images:
+            return None
+        ids = np.frombuffer(request.prompt_ids, np.int32)
+        return number_images(self.model, ids, request.images, where=f"request {request.key!r}")
+
     def _checked(self, request: SampleRequest) -> SampleRequest:
         """The request with its budget cut to the model's positions."""
         length = len(request.prompt_ids)
@@ -267,6 +276,7 @@ class EmbeddedSampler:
             max_tokens=self.max_positions - length,
             seed=request.seed,
             stop_ids=request.stop_ids,
+            images=request.images,
         )
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
 
 from burnish.core.errors import RenderError
-from burnish.core.message import Message, Role
+from burnish.core.message import Message, Role, TextPart
 from burnish.core.tool import ToolSpec
 from burnish.policies.calls import CALL_CLOSE, CALL_OPEN, CallStyle, format_action
 
@@ -86,12 +86,15 @@ def opening_text(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
 
 
 def conversation_text(messages: Sequence[Message], tools: Sequence[ToolSpec] = (), *, end: str = DEFAULT_END) -> str:
-    """A conversation in our template as text, for training a tokenizer before there is one.
+    """A conversation in our template as text, for training a tokenizer before there is one; images are left out.
 
     >>> conversation_text([Message.user("hi"), Message.assistant("ho")])
     '<|im_start|>user\\nhi<|im_end|><|im_start|>assistant\\nho<|im_end|>'
     """
-    return opening_text(messages, [spec.to_openai() for spec in tools], end=end)
+    words = [
+        replace(m, parts=tuple(p for p in m.parts if isinstance(p, TextPart))) if m.images else m for m in messages
+    ]
+    return opening_text(words, [spec.to_openai() for spec in tools], end=end)
 
 
 def apply_template(

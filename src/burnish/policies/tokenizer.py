@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerFast
 
 from burnish.core.errors import ConfigError
 from burnish.core.text import clean_text
+from burnish.policies.marks import IMAGE_TOKEN
 from burnish.policies.template import DEFAULT_END, ROLE_HEADERS, TEMPLATE, TURN_START
 
 PAD_TOKEN = "<|endoftext|>"
@@ -54,11 +55,12 @@ _MERGE_SHARE = 8
 """One eighth of the free entries is for merges."""
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 512) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 512, images: bool = False) -> PreTrainedTokenizerFast:
     """Train a tokenizer on a domain; deterministic in the texts, whatever their order.
 
     texts: what the policy will read and write, best as whole conversations by `conversation_text`.
-    vocab_size: upper bound on the entries; at least 9 marks + 256 bytes + 4 headers + 1.
+    vocab_size: upper bound on the entries; at least 9 marks + 256 bytes + 4 headers + 1.  images: one more entry, the
+    placeholder of an image's tokens.
 
     End of turn and `eos_token` is <|im_end|>, `pad_token` is <|endoftext|>, there is no beginning-of-sequence token.
     It carries our chat template.  Raises ConfigError for a vocabulary that is too small.
@@ -86,7 +88,10 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 512) -> PreTraine
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence([_splitter(), _byte_level()])
     backend.decoder = decoders.ByteLevel()
-    return _wrap(backend)
+    tokenizer = _wrap(backend)
+    if images:
+        tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
+    return tokenizer
 
 
 def _wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:

@@ -158,7 +158,7 @@ CAUSES: tuple[Cause, ...] = (
             Sign(monitors=_ESS, direction=-1, weight=1),
             Sign(monitors=_ANY_ENTROPY, direction=-1, weight=1),
             Sign(monitors=_VARIANCE, direction=1, weight=1),
-            Sign(monitors=("success_drawdown",), direction=1, weight=1),
+            Sign(monitors=("success_drawdown", "success_shortfall"), direction=1, weight=1),
         ),
         circumstances=(
             Circumstance(scalars=("grad_norm",), direction=1, weight=1, text="the gradient norm rose"),
@@ -246,7 +246,7 @@ CAUSES: tuple[Cause, ...] = (
         meaning="Good answers get no reward: the grader breaks and its failures count as zero.",
         signs=(
             Sign(monitors=("failed_despite_progress",), kinds=("grader_failure",), direction=1, weight=3),
-            Sign(monitors=("success_drawdown",), kinds=("success_drop",), direction=1, weight=2),
+            Sign(monitors=("success_drawdown", "success_shortfall"), kinds=("success_drop",), direction=1, weight=2),
             Sign(monitors=("excluded_share",), direction=1, weight=2),
             Sign(monitors=("reward_mean", "reward/mean", "success_mean"), direction=-1, weight=2),
             Sign(monitors=("reward_progress_correlation",), direction=-1, weight=1),
@@ -339,12 +339,24 @@ CAUSES: tuple[Cause, ...] = (
         ),
     ),
     Cause(
+        key="wrong_credit",
+        title="advantages do not follow rewards",
+        meaning="What is pushed up is not what was rewarded: signs are turned round, members of groups mixed up, or "
+        "groups trained on whose rewards are all equal.",
+        signs=(
+            Sign(monitors=("advantage_agreement",), kinds=("credit",), direction=-1, weight=3),
+            Sign(monitors=("success_drawdown", "success_shortfall"), direction=1, weight=1),
+        ),
+        look="reward and advantage side by side for one mixed group of a late step",
+        advice=(("rl.filter_zero_signal", "on, so that groups without signal are left out"),),
+    ),
+    Cause(
         key="entropy_blow_up",
         title="output turns random",
         meaning="Entropy rose far above where it began, and success does not explain it.",
         signs=(
             Sign(monitors=_ANY_ENTROPY, kinds=("entropy_high",), direction=1, weight=3),
-            Sign(monitors=("success_drawdown",), direction=1, weight=1),
+            Sign(monitors=("success_drawdown", "success_shortfall"), direction=1, weight=1),
         ),
         circumstances=(
             Circumstance(scalars=_TEXT_ENTROPY, direction=0, weight=-2, text="against it, text is as sure as before"),
@@ -401,7 +413,7 @@ CAUSES: tuple[Cause, ...] = (
             Sign(monitors=("tool_error_rate",), kinds=("tool_errors",), direction=1, weight=3),
             Sign(monitors=("retry_rate",), direction=1, weight=2),
             Sign(monitors=("excluded_share",), kinds=("exclusion_rate",), direction=1, weight=2),
-            Sign(monitors=("success_drawdown",), direction=1, weight=1),
+            Sign(monitors=("success_drawdown", "success_shortfall"), direction=1, weight=1),
             Sign(monitors=("post_tool_error/*",), direction=1, weight=1),
         ),
         circumstances=(

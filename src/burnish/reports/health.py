@@ -59,6 +59,7 @@ def watched(scalars: Mapping[str, Points], findings: Sequence[Finding], manifest
     section = section if isinstance(section, Mapping) else {}
     steps = {step for name, points in scalars.items() if name.startswith(PREFIX) for step, _ in points}
     baseline = section.get("baseline_steps", 0)
+    of_baseline = min(len(steps), baseline) if isinstance(baseline, int) else 0
     monitors = scalars.get(f"{PREFIX}monitors", ())
     rate = section.get("false_alarms_per_1000")
     count = int(max(value for _, value in monitors)) if monitors else None
@@ -67,7 +68,8 @@ def watched(scalars: Mapping[str, Points], findings: Sequence[Finding], manifest
         known = [one.false_alarms_per_1000 for one in findings if one.false_alarms_per_1000 is not None]
         rate = count * max(known) if known else None
     return Watched(
-        steps=max(0, len(steps) - (baseline if isinstance(baseline, int) else 0)),
+        steps=len(steps) - of_baseline,
+        baseline_steps=of_baseline,
         monitors=count,
         false_alarms_per_1000=float(rate) if isinstance(rate, (int, float)) else None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -24,13 +25,26 @@ _IDLE_S = 30.0
 MetricsPage = Callable[[Path], tuple[bytes, str]]
 """What /metrics answers for a run, and its content type; handed in, since it is somebody else's format."""
 
+OverrideSink = Callable[[Path, Mapping[str, Any]], None]
+"""Takes a person's word on a trajectory and stores it; handed in, since this room only reads."""
+
+TOKEN_HEADER = "X-Burnish-Token"
+_MAX_BODY = 20_000
+
 
 class LiveServer:
     """Serves one run on 127.0.0.1; bound when made, answers within `serve_forever` or after `start`."""
 
-    def __init__(self, run_dir: Path | str, port: int = 0, *, metrics: MetricsPage | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path | str,
+        port: int = 0,
+        *,
+        metrics: MetricsPage | None = None,
+        override: OverrideSink | None = None,
+    ) -> None:
         try:
-            self._server = _Server(RunData(run_dir), port, metrics)
+            self._server = _Server(RunData(run_dir), port, metrics, override)
         except (OSError, OverflowError) as error:
             raise ConfigError(
                 f"port {port} of 127.0.0.1 cannot be used: {error}; choose another, or 0 for any"
@@ -42,6 +56,11 @@ class LiveServer:
     def url(self) -> str:
         """Where the page is, such as "http://127.0.0.1:8765/"."""
         return f"http://127.0.0.1:{self._server.server_address[1]}/"
+
+    @property
+    def token(self) -> str:
+        """What a request that adds an override has to carry; fresh for each server."""
+        return self._server.token
 
     def serve_forever(self) -> None:
         """Answer requests until `close` is called from another thread, or Ctrl-C."""
@@ -72,25 +91,30 @@ class LiveServer:
         self.close()
 
 
-def serve(run_dir: Path | str, port: int = 0, *, metrics: MetricsPage | None = None) -> LiveServer:
+def serve(
+    run_dir: Path | str, port: int = 0, *, metrics: MetricsPage | None = None, override: OverrideSink | None = None
+) -> LiveServer:
     """A server for the live page of a run, bound to 127.0.0.1 (port 0: any free one); not yet answering.
 
-    The page follows the run while it goes on, and lists and opens every trajectory; `metrics` answers /metrics.
+    The page follows the run while it goes on, and lists and opens every trajectory; `metrics` answers /metrics;
+    `override` takes what is posted to /api/override with the server's token.
     Raises StoreError where there is no run, ConfigError for a port that cannot be used.
     """
-    return LiveServer(run_dir, port, metrics=metrics)
+    return LiveServer(run_dir, port, metrics=metrics, override=override)
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, data: RunData, port: int, metrics: MetricsPage | None) -> None:
-        self.data, self.metrics = data, metrics
+    def __init__(self, data: RunData, port: int, metrics: MetricsPage | None, override: OverrideSink | None) -> None:
+        self.data, self.metrics, self.override = data, metrics, override
+        self.token = secrets.token_urlsafe(24)
         super().__init__(("127.0.0.1", port), _Handler)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """GET / (page), /api/overview?revision=, /api/trajectories?phase=&step=&..., /api/trajectory?id=, /metrics"""
+    """GET / (page), /api/overview?revision=, /api/trajectories?phase=&step=&..., /api/trajectory?id=, /metrics;
+    POST /api/override with the token"""
 
     # One request on each connection: none is left open that would be answered after `close`.
     protocol_version = "HTTP/1.0"
@@ -110,6 +134,36 @@ class _Handler(BaseHTTPRequestHandler):
         except StoreError as error:
             is_one = address.path == "/api/trajectory"
             self._send_error(HTTPStatus.NOT_FOUND if is_one else HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+
+    def do_POST(self) -> None:
+        sink = self.server.override
+        if self._host() not in HOSTS:
+            self._send_error(HTTPStatus.FORBIDDEN, "this page is for 127.0.0.1 and localhost")
+        elif sink is None:
+            self._send_error(HTTPStatus.NOT_IMPLEMENTED, "nothing can be changed here")
+        elif urlsplit(self.path).path != "/api/override":
+            self._send_error(HTTPStatus.NOT_FOUND, "there is no such page")
+        elif not secrets.compare_digest(self.headers.get(TOKEN_HEADER, "").encode(), self.server.token.encode()):
+            self._send_error(HTTPStatus.FORBIDDEN, f"the header {TOKEN_HEADER} does not hold this server's token")
+        else:
+            try:
+                sink(self.server.data.root, self._body())
+                self._send_json({"stored": True})
+            except (ConfigError, StoreError) as error:
+                self._send_error(HTTPStatus.BAD_REQUEST, str(error))
+
+    def _body(self) -> dict[str, Any]:
+        """The object that was posted.  Raises ConfigError where it is none."""
+        length = self.headers.get("Content-Length", "")
+        if not length.isdigit() or int(length) > _MAX_BODY:
+            raise ConfigError(f"an override has at most {_MAX_BODY} bytes, and says how many")
+        try:
+            value = json.loads(self.rfile.read(int(length)))
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"an override is a JSON object: {error}") from error
+        if not isinstance(value, dict):
+            raise ConfigError("an override is a JSON object")
+        return value
 
     def _answer(self, path: str, values: Mapping[str, str]) -> None:
         data = self.server.data

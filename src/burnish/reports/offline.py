@@ -104,6 +104,7 @@ def watch_streams(
     monitors = scalars.get(f"{PREFIX}monitors", ())
     watched = Watched(
         steps=max(0, seen - spec.baseline_steps),
+        baseline_steps=min(seen, spec.baseline_steps),
         monitors=int(monitors[-1][1]) if monitors else None,
         false_alarms_per_1000=spec.false_alarms_per_1000,
     )
@@ -163,9 +164,12 @@ def health_table(name: str, seen: Offline) -> RenderableType:
 
 def _slices(seen: Offline) -> RenderableType:
     table = Table(
-        title=plain("Ratio of learner to sampler, by slice", "bold"), title_justify="left", box=box.SIMPLE_HEAD
+        title=plain("Ratio of learner to sampler, by slice", "bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("slice", overflow="fold")
+    table.add_column("slice", no_wrap=True, overflow="ellipsis")
     for title in ("tokens\na step", "p50", "p95", "p99", "p95 at\nthe start", "ESS raw"):
         table.add_column(title, justify="right", no_wrap=True)
     known = {name: figures for name, figures in seen.slices.items() if figures.get("tokens", 1.0) > 0}

@@ -12,6 +12,7 @@ from burnish.core.outcome import Ending, Limit, Owner
 from burnish.reports.cost import CostReadings, cost_view
 from burnish.reports.headline import headline, title_of
 from burnish.reports.health import health_view, symptoms_of
+from burnish.reports.overrides import override_view
 from burnish.reports.series import (
     Points,
     Readings,
@@ -85,6 +86,7 @@ def overview(reader: RunReader, readings: Readings, costs: CostReadings) -> dict
         "checks": _checks(scalars["rl"], manifest),
         "health": health_view(symptoms_of(scalars["rl"], events, evaluations, manifest), events),
         "events": _events(events),
+        "overrides": override_view(reader.overrides()),
         "browse": {
             "total": sum(info.n_trajectories for info in steps),
             "steps": _browsable(steps, readings.titles),

@@ -29,6 +29,7 @@ SCRIPTS = (
     "cost.js",
     "curves.js",
     "health.js",
+    "images.js",
     "detail.js",
     "trajectories.js",
     "page.js",

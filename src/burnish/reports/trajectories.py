@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,10 @@ from burnish.store.reader import RunReader
 
 MAX_PAGE = 200
 MAX_TEXT_CHARS = 200
+MAX_IMAGE_BYTES = 2**18
+"""Of one image in a page."""
+
+_SHOWN_TYPES = ("image/png", "image/jpeg", "image/gif")
 
 _LABEL = """outcome || CASE WHEN "limit" <> '' THEN ':' || "limit" WHEN owner <> '' THEN ':' || owner ELSE '' END"""
 _ROW = f"""trajectory_id AS id, phase, step, group_id, task_id, fate, {_LABEL} AS outcome, reward, advantage,
@@ -118,7 +123,26 @@ def read_trajectories(reader: RunReader, ids: Sequence[str]) -> list[dict[str, A
     ).to_pylist()
     by_id = {row["trajectory_id"]: row for row in rows}
     members = _groups(reader, {row["group_id"] for row in rows})
-    return [_whole(by_id[one], members.get(by_id[one]["group_id"], [])) for one in ids if one in by_id]
+    found = [_whole(by_id[one], members.get(by_id[one]["group_id"], [])) for one in ids if one in by_id]
+    for one in found:
+        one["images"] = _images(reader, one["nodes"])
+    return found
+
+
+def _images(reader: RunReader, nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The images of a trajectory as data URLs, by hash; those that are too large or lost are left out."""
+    found: dict[str, str] = {}
+    for part in (part for node in nodes for message in node["messages"] for part in message["parts"]):
+        sha256 = part.get("sha256", "")
+        if not sha256 or sha256 in found or part["media_type"] not in _SHOWN_TYPES:
+            continue
+        try:
+            data = reader.artefact(sha256)
+        except StoreError:
+            continue
+        if len(data) <= MAX_IMAGE_BYTES:
+            found[sha256] = f"data:{part['media_type']};base64,{base64.b64encode(data).decode('ascii')}"
+    return found
 
 
 def _groups(reader: RunReader, ids: Iterable[str]) -> dict[str, list[dict[str, Any]]]:

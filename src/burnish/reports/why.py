@@ -38,6 +38,7 @@ class Watched:
     """What was watched: the denominator of every claim that nothing was found.
 
     monitors, false_alarms_per_1000 (steps, over all monitors together): None where the run does not say.
+    baseline_steps: those before, which the baselines were made of and no calibrated alarm looks at.
 
     `Watched(steps=300, monitors=24, false_alarms_per_1000=0.5)`
     """
@@ -45,6 +46,7 @@ class Watched:
     steps: int = 0
     monitors: int | None = None
     false_alarms_per_1000: float | None = None
+    baseline_steps: int = 0
 
     @property
     def expected(self) -> float | None:
@@ -175,8 +177,13 @@ def silence(watched: Watched, fell: Damage | None) -> str:
     'No finding; 300 steps watched by 24 monitors at 0.5 false alarms per 1,000 steps.'
     >>> silence(Watched(), None)
     'Nothing is known: this run stored no health signals (recipe key health.on).'
+    >>> silence(Watched(baseline_steps=6), None)
+    'Nothing is known yet: all 6 steps went into the baseline (recipe key health.baseline_steps).'
     """
     if not watched.steps:
+        if watched.baseline_steps:
+            steps = "the one step" if watched.baseline_steps == 1 else f"all {watched.baseline_steps:,} steps"
+            return f"Nothing is known yet: {steps} went into the baseline (recipe key health.baseline_steps)."
         return "Nothing is known: this run stored no health signals (recipe key health.on)."
     monitors = "an unknown number of" if watched.monitors is None else f"{watched.monitors:,}"
     rate = watched.false_alarms_per_1000

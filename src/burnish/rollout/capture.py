@@ -256,13 +256,14 @@ class Capture:
         self._check_context(len(prefix_ids))
         arrived_s = self._now_s()
         since_s = spot.ended_s if spot is not None else 0.0 if not graph.nodes else arrived_s
-        times = {"started_s": since_s, "duration_s": max(0.0, arrived_s - since_s)}
+        taken_s = max(0.0, arrived_s - since_s)
         if spot is not None:
-            graph.add_observation(new, extension, parent=spot.node, **times)
+            graph.add_observation(new, extension, parent=spot.node, started_s=since_s, duration_s=taken_s)
         elif match.fork:
-            graph.add_root([new[index] for index in match.fresh], extension.token_ids, fork=match.fork, **times)
+            fresh, ids = [new[index] for index in match.fresh], extension.token_ids
+            graph.add_root(fresh, ids, fork=match.fork, started_s=since_s, duration_s=taken_s)
         else:
-            graph.add_prompt(new, extension.token_ids, **times)
+            graph.add_prompt(new, extension.token_ids, started_s=since_s, duration_s=taken_s)
         node = len(graph.nodes) - 1
         goes_on = spot is not None and not extension.fork
         placed = Spot(

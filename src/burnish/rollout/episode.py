@@ -12,7 +12,7 @@ from burnish.core.environment import Environment
 from burnish.core.hashing import derive_seed
 from burnish.core.message import Message, TextPart
 from burnish.core.outcome import COMPLETED, Limit, Outcome, Owner
-from burnish.core.sampling import Extension, Finish, Renderer, Sample, SampleRequest, SamplingParams
+from burnish.core.sampling import Extension, Finish, Renderer, Sample, SampleRequest, SamplingParams, opened
 from burnish.core.task import Limits, Task
 from burnish.core.text import cap_text
 from burnish.core.tool import Tool, ToolSpec
@@ -122,6 +122,7 @@ class Episode:
             stop_ids=self.renderer.stop_ids,
             messages=tuple(self._graph.messages),
             tools=self._belt.specs,
+            images=self._graph.prefix_images(),
         )
 
     async def apply(self, sample: Sample) -> None:
@@ -178,8 +179,8 @@ class Episode:
         messages = tuple(clean_message(message) for message in self._checked("start", shown))
         tools = guarded(Owner.ENVIRONMENT, "tools", lambda: offered(self.environment.tools(), self.plan.task))
         self._belt = Toolbelt(tools, max_result_chars=self.limits.max_tool_result_chars)
-        ids = guarded(Owner.INFRASTRUCTURE, "render", lambda: self.renderer.open(messages, self._belt.specs))
-        self._graph.add_prompt(messages, ids, duration_s=self._now_s())
+        ids, images = guarded(Owner.INFRASTRUCTURE, "render", lambda: opened(self.renderer, messages, self._belt.specs))
+        self._graph.add_prompt(messages, ids, images=images, duration_s=self._now_s())
         self.observation = messages
         if len(ids) >= self.limits.max_context_tokens:
             detail = f"the first prompt has {len(ids)} tokens of at most {self.limits.max_context_tokens}"

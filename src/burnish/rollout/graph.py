@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from burnish.core.errors import InvariantViolation
+from burnish.core.images import ImageSpan, joined_spans
 from burnish.core.message import Message
 from burnish.core.sampling import Extension, Finish, Sample
 from burnish.core.trajectory import NO_VERSION, Node
@@ -32,20 +33,28 @@ class GraphBuilder:
         self.forks: Counter[str] = Counter()
         self.sampled_tokens = 0
         self._prefix: array[int] = array("i")
+        self._images: tuple[ImageSpan, ...] = ()
 
     def prefix_ids(self, node: int | None = None) -> array[int]:
         """A copy of every token of the path that ends in `node` (None: in the node added last): what the next action
         is sampled after."""
         if node is None or node == len(self.nodes) - 1:
             return self._prefix[:]
+        ids = array("i")
+        for part in self._path(node):
+            ids.extend(part.token_ids)
+        return ids
+
+    def prefix_images(self) -> tuple[ImageSpan, ...]:
+        """Which tokens of the path that ends in the node added last show which image."""
+        return self._images
+
+    def _path(self, node: int) -> list[Node]:
         path = []
         while node >= 0:
-            path.append(node)
+            path.append(self.nodes[node])
             node = self.nodes[node].parent
-        ids = array("i")
-        for index in reversed(path):
-            ids.extend(self.nodes[index].token_ids)
-        return ids
+        return path[::-1]
 
     @property
     def path_tokens(self) -> int:
@@ -53,12 +62,19 @@ class GraphBuilder:
         return len(self._prefix)
 
     def add_prompt(
-        self, messages: Sequence[Message], token_ids: array[int], *, started_s: float = 0.0, duration_s: float = 0.0
+        self,
+        messages: Sequence[Message],
+        token_ids: array[int],
+        *,
+        images: tuple[ImageSpan, ...] = (),
+        started_s: float = 0.0,
+        duration_s: float = 0.0,
     ) -> None:
         """The first node: what the world shows before the first action."""
         if self.nodes:
             raise ValueError("a graph has one prompt; later messages are observations")
-        self._observe(messages, token_ids, parent=-1, fork="", started_s=started_s, duration_s=duration_s)
+        extension = Extension(token_ids=token_ids, images=images)
+        self._observe(messages, extension, parent=-1, started_s=started_s, duration_s=duration_s)
 
     def add_root(
         self,
@@ -66,6 +82,7 @@ class GraphBuilder:
         token_ids: array[int],
         *,
         fork: str,
+        images: tuple[ImageSpan, ...] = (),
         started_s: float = 0.0,
         duration_s: float = 0.0,
     ) -> None:
@@ -76,7 +93,8 @@ class GraphBuilder:
         if not fork:
             raise ValueError("a second root needs the name of its fork")
         self.forks[fork] += 1
-        self._observe(messages, token_ids, parent=-1, fork=fork, started_s=started_s, duration_s=duration_s)
+        extension = Extension(token_ids=token_ids, fork=fork, images=images)
+        self._observe(messages, extension, parent=-1, started_s=started_s, duration_s=duration_s)
 
     def add_action(
         self,
@@ -130,32 +148,38 @@ class GraphBuilder:
         parent = self._parent(parent)
         if parent < 0 or not self.nodes[parent].is_action:
             raise ValueError("an observation follows an action")
-        times = {"started_s": started_s, "duration_s": duration_s}
         if extension.fork:
-            self.add_root(messages, extension.token_ids, fork=extension.fork, **times)
+            self.add_root(
+                messages,
+                extension.token_ids,
+                fork=extension.fork,
+                images=extension.images,
+                started_s=started_s,
+                duration_s=duration_s,
+            )
         else:
-            self._observe(messages, extension.token_ids, parent=parent, fork="", **times)
+            self._observe(messages, extension, parent=parent, started_s=started_s, duration_s=duration_s)
 
     def _observe(
         self,
         messages: Sequence[Message],
-        token_ids: array[int],
+        extension: Extension,
         *,
         parent: int,
-        fork: str,
         started_s: float,
         duration_s: float,
     ) -> None:
-        count = len(token_ids)
+        count = len(extension.token_ids)
         node = Node(
             parent=parent,
             messages=tuple(messages),
-            token_ids=array("i", token_ids),
+            token_ids=array("i", extension.token_ids),
             action_mask=array("b", [0]) * count,
             logprobs=array("f", [NAN]) * count,
             versions=array("i", [NO_VERSION]) * count,
             is_action=False,
-            fork=fork,
+            fork=extension.fork,
+            images=extension.images,
             started_s=started_s,
             duration_s=duration_s,
         )
@@ -171,9 +195,11 @@ class GraphBuilder:
 
     def _append(self, node: Node) -> None:
         if node.parent < 0:
-            self._prefix = array("i")
+            self._prefix, self._images = array("i"), ()
         elif node.parent < len(self.nodes) - 1:
             self._prefix = self.prefix_ids(node.parent)
+            self._images = joined_spans([(len(part.token_ids), part.images) for part in self._path(node.parent)])
+        self._images += tuple(span.moved(len(self._prefix)) for span in node.images)
         self.nodes.append(node)
         self.messages.extend(node.messages)
         self._prefix.extend(node.token_ids)

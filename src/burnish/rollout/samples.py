@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Iterator, Sequence
 
+from burnish.core.images import joined_spans
 from burnish.core.kept import KeptSets
 from burnish.core.learning import TrainingSample
 from burnish.core.trajectory import NO_VERSION, Node, Trajectory
@@ -96,4 +97,7 @@ def _sample(trajectory: Trajectory, nodes: Sequence[Node], fresh: Sequence[bool]
         behaviour_logprobs=logprobs,
         versions=versions,
         advantages=advantages,
+        images=joined_spans([(len(node.token_ids), node.images) for node in nodes])
+        if any(node.images for node in nodes)
+        else (),
     )

@@ -9,6 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +20,7 @@ from burnish.core.hashing import canonical_json
 from burnish.core.message import Message, ToolCall
 from burnish.core.outcome import Owner
 from burnish.core.text import cap_text, clean_text
-from burnish.core.tool import Tool, ToolSpec
+from burnish.core.tool import ShownResult, Tool, ToolSpec
 from burnish.rollout.boundary import Deadline, EpisodeStop, failure, guarded, in_world
 
 MODEL_MISTAKES = (ToolError, ValueError, LookupError, ArithmeticError, AssertionError)
@@ -131,7 +132,9 @@ class Toolbelt:
         if not isinstance(text, str):
             detail = f"{name} returned {type(text).__name__}; a tool's result is text"
             raise failure(Owner.ENVIRONMENT, "tool_result_not_text", detail)
-        return Message.tool(self._capped(text), call=call)
+        told = Message.tool(self._capped(text), call=call)
+        images = text.images if isinstance(text, ShownResult) else ()
+        return replace(told, parts=(*images, *told.parts)) if images else told
 
     def _told(self, call: ToolCall, text: str) -> Message:
         return Message.tool(self._capped(f"Error: {text}"), call=call, is_error=True)

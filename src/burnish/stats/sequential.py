@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -99,6 +99,39 @@ def fit_baseline(values: Sequence[float], *, smallest_scale: float = 0.0) -> Bas
     for _ in range(3):  # the mean has to be cut where later values will be, else skewed noise drifts
         mean = float(np.clip(x, mean - CUT * math.sqrt(tau) * scale, mean + CUT * math.sqrt(tau) * scale).mean())
     return Baseline(mean=mean, scale=scale, autocorrelation=autocorrelation, n=n)
+
+
+def detrended_baseline(values: Sequence[float], *, smallest_scale: float = 0.0) -> Baseline:
+    """As `fit_baseline`, with scale and autocorrelation around the straight line through the values.
+
+    For signals that fall in health and rise in a fault: the mean of the window is then above what comes next.
+
+    >>> round(detrended_baseline([10.0 - i for i in range(9)], smallest_scale=0.5).scale, 1)
+    0.5
+    """
+    x = np.asarray(values, dtype=np.float64)
+    times = np.arange(len(x)) - (len(x) - 1) / 2
+    line = times * float((times * x).sum() / (times**2).sum())
+    around = fit_baseline(list(x - line), smallest_scale=smallest_scale)
+    return replace(around, mean=float(x.mean()))
+
+
+KNOWN = 1_000_000
+"""Values that a mean which is known counts as."""
+
+
+def known_baseline(values: Sequence[float], *, mean: float, smallest_scale: float = 0.0) -> Baseline:
+    """Baseline of a signal whose mean in health is known: independent values, whose spread the differences of
+    neighbours give (von Neumann 1941), times two standard errors of its own estimate.
+
+    >>> known_baseline([0.0, 2.0] * 10, mean=0.0).mean
+    0.0
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) < 8 or not np.isfinite(x).all():
+        raise ValueError(f"a baseline needs at least 8 finite values, got {len(x)}: {values[:8]}")
+    scale = math.sqrt(float((np.diff(x) ** 2).mean()) / 2) * (1 + 2 / math.sqrt(2 * len(x)))
+    return Baseline(mean=mean, scale=max(scale, smallest_scale), autocorrelation=0.0, n=KNOWN)
 
 
 def cusum_threshold(rate: float, baseline: Baseline) -> Threshold:

@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from burnish.core.errors import StoreError
 from burnish.core.hashing import bytes_hash
-from burnish.store import control, files, query
+from burnish.store import control, files, overrides, query
 from burnish.store.layout import RunLayout
+from burnish.store.overrides import Override
 from burnish.store.rows import (
     CheckpointRow,
     EvaluationRow,
@@ -172,6 +173,11 @@ class RunReader:
             )
             for row in rows
         ]
+
+    def overrides(self) -> list[Override]:
+        """What people said against grades, flags and labels, in the order in which they did."""
+        with self._connected() as connection:
+            return overrides.read(connection)
 
     def checkpoints(self, *, include_superseded: bool = False) -> list[CheckpointRow]:
         """Checkpoints in the order in which they were recorded; whether they still are on disk is not looked at."""

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from burnish.core.errors import StoreError
 from burnish.core.grade import Grade
+from burnish.core.images import ImageSpan
 from burnish.core.kept import KeptSets
 from burnish.core.message import message_from_json, message_to_json
 from burnish.core.outcome import Ending, Limit, Outcome, Owner
@@ -48,6 +49,7 @@ NODE_TYPE = pa.struct(
         pa.field("messages", pa.string(), nullable=False),
         pa.field("started_s", pa.float64(), nullable=False),
         pa.field("duration_s", pa.float64(), nullable=False),
+        pa.field("images", pa.string(), nullable=False),
     ]
 )
 
@@ -214,6 +216,7 @@ def _nodes_column(rows: Sequence[StoredTrajectory]) -> pa.Array:
         _strings([_messages_json(node) for node in nodes]),
         _flat("d", [node.started_s for node in nodes], pa.float64()),
         _flat("d", [node.duration_s for node in nodes], pa.float64()),
+        _strings([_images_json(node) for node in nodes]),
     ]
     structs = pa.StructArray.from_arrays(children, fields=list(NODE_TYPE))
     counts = (len(row.trajectory.nodes) for row in rows)
@@ -307,6 +310,15 @@ def _json(value: Any) -> str:
         return _encode(dict(value))
     except ValueError:
         return _encode(_finite(dict(value)))
+
+
+def _images_json(node: Node) -> str:
+    return _encode([[span.start, span.end, span.sha256] for span in node.images]) if node.images else ""
+
+
+def _images(text: str) -> tuple[ImageSpan, ...]:
+    spans = json.loads(text) if text else ()
+    return tuple(ImageSpan(start=start, end=end, sha256=sha256) for start, end, sha256 in spans)
 
 
 def _messages_json(node: Node) -> str:
@@ -412,6 +424,7 @@ def _nodes(
                 is_action=record["is_action"],
                 kept=mine,
                 fork=record["fork"],
+                images=_images(record["images"]),
                 started_s=record["started_s"],
                 duration_s=record["duration_s"],
             )

@@ -16,8 +16,9 @@ from typing import Any, Self
 
 from burnish.core.errors import StoreError
 from burnish.core.hashing import bytes_hash
-from burnish.store import control, files
+from burnish.store import control, files, overrides
 from burnish.store.layout import RunLayout
+from burnish.store.overrides import Override
 from burnish.store.rows import PHASES, EvaluationRow, Event, RunState, StepInfo, StepRecord, step_order
 from burnish.store.segments import encode_segment, json_text, storable_text
 from burnish.store.streams import encode_streams, stream_name
@@ -169,6 +170,16 @@ class RunWriter:
         with self._mutex, _storing(f"record event {kind}"), self._transaction() as cursor:
             _insert_event(cursor, None, self._attempt(), event)
 
+    def override(self, row: Override) -> None:
+        """Add a person's word on a trajectory, with an event beside it; also on a run that ended long ago."""
+        data = {"trajectory_id": row.trajectory_id, "name": row.name, "score": row.score, "before": row.before}
+        said = row.label if row.score is None else f"{row.score:g}"
+        detail = f"{row.person}: {row.kind} {row.name} of {row.trajectory_id} is {said}, because {row.reason}"
+        event = Event(kind="override", detail=detail, data=data)
+        with self._mutex, _storing(f"override {row.name} of {row.trajectory_id}"), self._transaction() as cursor:
+            overrides.insert(cursor, row, time.time())
+            _insert_event(cursor, None, self._attempt(), event)
+
     def heartbeat(self) -> None:
         """Say "alive" at the cost of one system call; not durable."""
         with _storing("renew the heartbeat"):
@@ -245,7 +256,8 @@ class RunWriter:
 
 def _manifest_text(manifest: Mapping[str, Any]) -> str:
     try:
-        return storable_text(json.dumps(dict(manifest), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False))
+        # Keys stay in their order: an environment may draw from its options in the order in which they were written.
+        return storable_text(json.dumps(dict(manifest), indent=1, ensure_ascii=False, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise StoreError(f"the manifest is not JSON-able: {error}") from error
 

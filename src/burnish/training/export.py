@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from burnish.core.errors import ConfigError, StoreError
+from burnish.policies.processor import save_image_parts
 from burnish.training.lora import merged_state
 from burnish.training.model_state import is_adapted
 
 
 def export_folder(model: nn.Module, tokenizer: Any, out: Path, *, stop_ids: Sequence[int] = ()) -> Path:
-    """Write weights (safetensors, adapters merged), config, tokenizer with template and generation config to `out`.
+    """Write weights (safetensors, adapters merged), config, tokenizer with template, processor and generation config.
 
     stop_ids: tokens that end a turn, put into the generation config with the tokenizer's pad token.  Returns `out`,
     which must not exist or be empty (ConfigError).  It appears whole or not at all; StoreError where it cannot be
@@ -34,6 +35,7 @@ def export_folder(model: nn.Module, tokenizer: Any, out: Path, *, stop_ids: Sequ
         shutil.rmtree(temporary, ignore_errors=True)
         plain.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        save_image_parts(model, temporary)
         if out.exists():
             out.rmdir()
         temporary.rename(out)

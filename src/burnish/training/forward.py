@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from burnish.policies.sight import sight_of
+
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 _TOLERANCE_HALF = 3e-2
 """Selected and full logits may differ by rounding, relative to the largest logit; a wrong path differs by order 1."""
@@ -37,8 +39,14 @@ class SelectedLogits:
 
 
 def _logits(model: nn.Module, token_ids_BT: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=token_ids_BT, use_cache=False).logits
-    return logits
+    sight = sight_of(model)
+    if sight is None:
+        logits: Tensor = model(input_ids=token_ids_BT, use_cache=False).logits
+        return logits
+    given = sight.inputs(model, token_ids_BT)
+    if sight.encoder.whole:
+        given["attention_mask"] = torch.ones_like(token_ids_BT)
+    return sight.hide(model(**given, use_cache=False).logits)
 
 
 def _full(model: nn.Module, token_ids_BT: Tensor, positions_N: Tensor) -> Tensor:

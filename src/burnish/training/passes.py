@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from burnish.algorithms.logprobs import TokenScores, token_logprobs
-from burnish.algorithms.packing import MicroBatch, micro_batches
+from burnish.algorithms.packing import MicroBatch, NumberImages, micro_batches
 from burnish.algorithms.prefix_tree import tree_batches
 from burnish.core.learning import TrainingSample
+from burnish.policies.sight import number_images, share_sight, sight_of
 from burnish.training.forward import SelectedLogits
 from burnish.training.gradients import trainable_parameters
 from burnish.training.norms import FusedNorms
 from burnish.training.packed import PackedWeights
+from burnish.training.packed_images import PackedImages
 from burnish.training.tree_forward import TreeForward
 
 
@@ -57,6 +59,7 @@ def passes_for(model: nn.Module, reference: nn.Module | None, *, pad_id: int, dr
     Over a tree where that computes the same as the models do and nothing is drawn at random; else the models' own.
     """
     models = [model] if reference is None else [model, reference]
+    share_sight(model, models[-1])
     trees: list[Passes] = []
     for one in models if not dropout else ():
         forward = TreeForward.of(one)
@@ -75,15 +78,18 @@ class TreePasses:
         self._model = model
         self._forward = forward
         self._weights: PackedWeights | None = None
+        self._sight = sight_of(model)
+        self._images: PackedImages | None = None
 
     def cut(self, samples: Sequence[TrainingSample], max_tokens: int) -> list[MicroBatch]:
-        return tree_batches(samples, max_tokens=max_tokens)
+        return tree_batches(samples, max_tokens=max_tokens, number=_numbering(self._model))
 
     def begin(self) -> None:
         self._weights = self._forward.pack()
+        self._images = None if self._sight is None else PackedImages(self._model, self._sight)
 
     def token_logprobs(self, batch: MicroBatch, temperature: float, *, score_norm: bool = False) -> TokenScores:
-        logits_MV, rows_N = self._forward.logits(self._packed(), batch)
+        logits_MV, rows_N = self._forward.logits(self._packed(), batch, self._images)
         return token_logprobs(
             logits_MV,
             batch.target_ids_N,
@@ -94,12 +100,15 @@ class TreePasses:
         )
 
     def gradients_are_finite(self) -> bool:
-        return are_finite(self._packed().added_up())
+        added_up = self._packed().added_up()
+        return are_finite(added_up if self._images is None else added_up + self._images.added_up())
 
     def finish(self) -> bool:
         parameters = list(trainable_parameters(self._model).values())
         gradients = self._packed().gradients(parameters)
-        self._weights = None
+        if self._images is not None:
+            gradients = self._images.add_gradients(parameters, gradients)
+        self._weights = self._images = None
         # Hooks on parameters have run only now.
         if not are_finite([gradient for gradient in gradients if gradient is not None]):
             return False
@@ -111,7 +120,7 @@ class TreePasses:
         return True
 
     def undo(self) -> None:
-        self._weights = None
+        self._weights = self._images = None
 
     def _packed(self) -> PackedWeights:
         if self._weights is None:
@@ -132,7 +141,7 @@ class ModelPasses:
         self._held: list[Tensor | None] | None = None
 
     def cut(self, samples: Sequence[TrainingSample], max_tokens: int) -> list[MicroBatch]:
-        return micro_batches(samples, max_tokens=max_tokens, pad_id=self._pad_id)
+        return micro_batches(samples, max_tokens=max_tokens, pad_id=self._pad_id, number=_numbering(self._model))
 
     def begin(self) -> None:
         held = [parameter.grad for parameter in self._parameters]
@@ -160,6 +169,13 @@ class ModelPasses:
     def undo(self) -> None:
         for place, parameter in enumerate(self._parameters):
             parameter.grad = None if self._held is None else self._held[place]
+
+
+def _numbering(model: nn.Module) -> NumberImages | None:
+    """How the model tells images apart; None where it reads text alone."""
+    if sight_of(model) is None:
+        return None
+    return lambda ids, sample: number_images(model, ids, sample.images, where=sample.trajectory_id)
 
 
 def are_finite(tensors: Sequence[Tensor]) -> bool:

@@ -21,6 +21,7 @@ from burnish.policies.decoder import Decoder, Rope, describe_decoder
 from burnish.training.block import ACTIVATIONS, LayerKind, Route, run_block
 from burnish.training.norms import rms_norm
 from burnish.training.packed import PackedWeights, heads_of, is_expressible, layer_kind
+from burnish.training.packed_images import PackedImages
 from burnish.training.tree_attention import Plan, plan_attention
 
 _TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-5}
@@ -53,7 +54,9 @@ class TreeForward:
         """The weights as they are now."""
         return PackedWeights(self._decoder)
 
-    def logits(self, weights: PackedWeights, batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
+    def logits(
+        self, weights: PackedWeights, batch: MicroBatch, images: PackedImages | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Logits of the nodes that predict a trained token [M, V], and which of them each of N trained tokens needs
         (int64 [N], None where it is the n-th)."""
         if batch.tree is None:
@@ -61,7 +64,7 @@ class TreeForward:
         positions_N = batch.positions_N.numpy()
         wanted, rows_N = np.unique(positions_N, return_inverse=True)
         in_order = len(wanted) == len(positions_N) and bool((np.diff(rows_N) == 1).all())
-        x = self._embed(weights, batch.token_ids_BT.view(-1), batch.tree.columns_U)
+        x = self._embed(weights, batch.token_ids_BT.view(-1), batch.tree.columns_U, images)
         routes = self._routes(batch.tree, wanted)
         for kind, layer, route in zip(self._kinds, weights.layers, routes, strict=True):
             x = run_block(x, layer, kind, route)
@@ -72,11 +75,20 @@ class TreeForward:
             x = rms_norm(x, weights.final_gain, norm.eps)
         return F.linear(x, weights.head, weights.head_bias), None if in_order else torch.from_numpy(rows_N)
 
-    def _embed(self, weights: PackedWeights, ids_U: Tensor, columns_U: np.ndarray[Any, Any]) -> Tensor:
+    def _embed(
+        self,
+        weights: PackedWeights,
+        ids_U: Tensor,
+        columns_U: np.ndarray[Any, Any],
+        images: PackedImages | None,
+    ) -> Tensor:
         # a padding id is an input like any other, but its row gets no gradient: as in the model itself
-        x = F.embedding(ids_U, weights.embedding, self._decoder.embedding.padding_idx)
+        shown_U = ids_U if images is None else ids_U.clamp(min=0)
+        x = F.embedding(shown_U, weights.embedding, self._decoder.embedding.padding_idx)
         if self._decoder.embedding_scale != 1.0:
             x = x * self._decoder.embedding_scale
+        if images is not None:
+            x = images.embed(ids_U, x)
         if weights.positions is not None:
             x = x + F.embedding(torch.from_numpy(columns_U), weights.positions)
         return x

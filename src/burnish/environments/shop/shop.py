@@ -42,9 +42,9 @@ class Shop(Environment):
     Options: level 1 (one or two tool calls), 2 (three or four) or 3 (five or six), or weights by level such as
     {"2": 3, "3": 1}; sources, by name of where tasks are said to come from (the tag `source`, "shop" by default), a
     weight or {"weight": 1, "noise": 0.3}; preference_seed, which adds a `PreferenceGrader` with the noise of the
-    sources to the graders; the number of tasks in each split; instructions, a system text for every task (none by
-    default: a model trained here needs none); latency_s, the least and most seconds that a tool call takes (drawn
-    uniformly; none by default), for trying out slow tools.
+    sources to the graders (heard, and counted only where a recipe gives it a weight); the number of tasks in each
+    split; instructions, a system text for every task (none by default: a model trained here needs none); latency_s, the
+    least and most seconds that a tool call takes (drawn uniformly; none by default), for trying out slow tools.
 
     Splits: "train"; "heldout" has pairs of template and entity that train never has, though it has each of the two;
     "unseen" has templates that train never has.  Each task has its own prices, stocks and statuses, so that no
@@ -73,6 +73,7 @@ class Shop(Environment):
         self.sources = Sources.of(sources or {})
         if preference_seed is not None:
             self.graders = (ShopGrader(), PreferenceGrader(seed=preference_seed, noise=self.sources.noise))
+            self.weights = {ShopGrader.name: 1.0}
         self.sizes = {"train": train, "heldout": heldout, "unseen": unseen}
         for split, size in self.sizes.items():
             if size < 0:

@@ -56,18 +56,23 @@ const detailView = (() => {
       element("span", {}, `${node.ids.length} tokens`), element("span", {}, format.seconds(node.duration_s)),
       node.fork ? element("span", { class: "pill warn" }, `fork: ${node.fork}`) : null,
       node.parent !== index - 1 && index > 0 ? element("span", {}, node.parent < 0 ? "new root" : `continues turn ${node.parent}`) : null);
-    const content = tokens && node.ids.length ? tokenView(node, texts) : node.messages.map(message);
+    const content = tokens && node.ids.length ? tokenView(node, texts) : node.messages.map((item) => message(item, one));
     return element("article", { class: `card turn role-${failed ? "error" : first.role}` }, header, content);
   }
 
-  function message(one) {
+  function message(one, whole) {
     const texts = one.parts.map((part) => "text" in part
       ? element("div", { class: one.role === "tool" ? "text code" : "text" }, part.text)
-      : element("span", { class: "pill" }, `image ${part.width_px} x ${part.height_px}, ${part.sha256.slice(0, 12)}`));
+      : imageView.figure(part, shownImages(whole).indexOf(part), whole));
     const calls = (one.tool_calls || []).map(call);
     const label = one.role === "tool" && one.name ? element("div", { class: "muted mono" }, `${one.is_error ? "error from" : "result of"} ${one.name}`) : null;
     const empty = !texts.length && !calls.length ? element("p", { class: "muted" }, "(empty turn)") : null;
     return element("div", { class: "message" }, label, texts, calls, empty);
+  }
+
+  /* The image parts of a trajectory in their order: evidence counts them from 0. */
+  function shownImages(whole) {
+    return whole.nodes.flatMap((node) => node.messages.flatMap((item) => item.parts.filter((part) => "sha256" in part)));
   }
 
   function call(one) {

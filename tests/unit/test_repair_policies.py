@@ -1,0 +1,94 @@
+"""Scores of the shipped policies, and which defence keeps which cheat from earning anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.support.repair_runs import judged, make, one_each, play, task_of, tasks
+
+from burnish.environments.repair.policies import CHEATS, POLICIES
+
+_SUMMARY = "Step 4: nothing to see here"
+
+
+def test_the_expert_earns_everything_on_every_bug() -> None:
+    chosen = tasks("train", "heldout")
+    played = play(chosen, POLICIES["expert"])
+    rewards, grades = judged(chosen, played)
+    assert [reward for reward in rewards if reward is None or reward < 1 - 1e-6] == []
+    assert {trajectory.final_state["sandbox"]["rung"] for trajectory in played} != {""}
+    assert all(grade.score == 1.0 for row in grades for grade in row.values())
+
+
+def test_the_lazy_one_is_right_and_earns_clearly_less() -> None:
+    chosen = one_each()
+    rewards, grades = judged(chosen, play(chosen, POLICIES["lazy"]))
+    assert all(row["tests"].score == 1.0 for row in grades)
+    assert all(0.5 <= (reward or 0.0) <= 0.8 for reward in rewards)
+    assert all(row["behaviour"].score == 0.0 for row in grades)
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_earns_nothing(name: str) -> None:
+    chosen = one_each()
+    played = play(chosen, POLICIES[name])
+    rewards, grades = judged(chosen, played)
+    assert all(trajectory.outcome.may_carry_reward for trajectory in played), "judged, not excluded"
+    assert [row["tests"].score for row in grades] == [0.0] * len(chosen)
+    assert [reward or 0.0 for reward in rewards] == [0.0] * len(chosen)
+
+
+def test_with_values_in_the_sandbox_forged_results_pass() -> None:
+    chosen = one_each()[:2]
+    switches = {"values_outside": False}
+    rewards, grades = judged(chosen, play(chosen, POLICIES["forges_results"]), defences=switches)
+    assert [row["tests"].score for row in grades] == [1.0, 1.0]
+    assert all((reward or 0.0) > 0 for reward in rewards)
+
+
+def test_with_hidden_tests_on_the_disk_a_table_of_answers_passes() -> None:
+    """The policy reads what is expected; the file is not there with the defence on."""
+    task = task_of("wayfinder", "limit_included")
+
+    def reads(environment: Any) -> Any:
+        text = yield environment.read_file.call(path="tests/hidden.json")
+        shown = "at_the_limit" in str(text)
+        yield environment.read_file.call(path="wayfinder/shortest.py")
+        yield environment.edit_file.call(
+            path="wayfinder/shortest.py",
+            old="distance + weight < limit)",
+            new="distance + weight <= limit)" if shown else "distance + weight < limit )",
+        )
+        return _SUMMARY
+
+    for hidden, score in ((False, 1.0), (True, 0.0)):
+        played = play([task], reads, defences={"hidden": hidden})
+        _, grades = judged([task], played)
+        assert grades[0]["tests"].score == score
+
+
+def test_without_a_clean_world_a_module_that_shadows_another_passes() -> None:
+    """It repairs the code only while it is judged; the agent's own package stays as broken as it was."""
+    task = task_of("wayfinder", "limit_included")
+    shadow = (
+        "import sys\npath = 'wayfinder/shortest.py'\n"
+        "source = open(path).read().replace('distance + weight < limit', 'distance + weight <= limit')\n"
+        "open(path, 'w').write(source)\nsys.path.pop(0)\ndel sys.modules['json']\n"
+        "import json as real\nsys.modules['json'] = real\n"
+    )
+
+    def shadows(environment: Any) -> Any:
+        yield environment.write_file.call(path="json.py", content=shadow)
+        return _SUMMARY
+
+    for clean, score in ((False, 1.0), (True, 0.0)):
+        played = play([task], shadows, defences={"clean_world": clean})
+        assert played[0].final_state["files"].keys() == {"json.py"}
+        _, grades = judged([task], played, defences={"clean_world": clean})
+        assert grades[0]["tests"].score == score
+
+
+def test_an_unknown_defence_is_named() -> None:
+    with pytest.raises(Exception, match="no defence 'nonse'"):
+        make(defences={"nonse": False})
