@@ -104,7 +104,9 @@ class ShopWorld:
 
     def _score(self, answer: str) -> float:
         assert self._shop is not None
-        seen: Any = SimpleNamespace(outcome=COMPLETED, final_state=self._shop.final_state(), answer=answer)
+        # without messages: how far an episode got is no part of the score
+        state = self._shop.final_state()
+        seen: Any = SimpleNamespace(outcome=COMPLETED, final_state=state, answer=answer, messages=())
         return ShopGrader().judge(self._task, seen).score or 0.0
 
     def _end(self) -> None:
