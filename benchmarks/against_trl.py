@@ -68,15 +68,15 @@ class Comparison:
 
 
 COMPARISONS = (
-    Comparison(title="one process, one thread", burnish="burnish 1", trl="trl 1x1", step_bar=2.5, step_aim=5.0),
-    Comparison(title="one process, TRL's threads free", burnish="burnish 1", trl="trl 1 process"),
+    Comparison(title="1 process, 1 thread", burnish="burnish 1", trl="trl 1x1", step_bar=2.5, step_aim=5.0),
+    Comparison(title="1 process, TRL's best", burnish="burnish 1", trl="trl 1 process"),
     Comparison(
         title="all cores", burnish="burnish all", trl="trl all", step_bar=4.0, goal_bar=4.0, step_aim=8.0, min_cores=4
     ),
-    Comparison(title="all cores, TRL as installed", burnish="burnish all", trl="trl installed"),
-    Comparison(title="all cores, Burnish filtering", burnish="burnish filtering", trl="trl all"),
+    Comparison(title="all cores, TRL as it is", burnish="burnish all", trl="trl installed"),
+    Comparison(title="all cores, filtering", burnish="burnish filtering", trl="trl all"),
 )
-LARGE = Comparison(title="25M parameters, all cores", burnish="burnish large", trl="trl large")
+LARGE = Comparison(title="25M, all cores", burnish="burnish large", trl="trl large")
 
 
 class Bench:
