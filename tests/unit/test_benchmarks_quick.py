@@ -101,12 +101,12 @@ def test_bars_decide_only_what_the_machine_can(benchmarks: Any) -> None:
     }
     ratios = {one.title: against.compare(one, runs) for one in against.COMPARISONS}
     four = against.bars(runs, ratios, 4)
-    assert four["one process, one thread: 2.5x per step"] is True
+    assert four["1 process, 1 thread: 2.5x per step"] is True
     assert four["all cores: 4x per step"] is False
     assert four["all cores: 4x to 0.9"] is False
     assert four["all cores: rewards agree"] is True
     two = against.bars(runs, ratios, 2)
-    assert two["one process, one thread: 2.5x per step"] is True
+    assert two["1 process, 1 thread: 2.5x per step"] is True
     assert {two[name] for name in two if name.startswith("all cores")} == {None}
     runs["trl all"] = [run_of(benchmarks, [0.8] * 12, 3.0)] * 2
     assert against.bars(runs, ratios, 4)["all cores: rewards agree"] is False
