@@ -54,9 +54,9 @@ def read_runs(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -
         str(row["trajectory_id"]): tuple(labels_of(row))
         for row in json.loads((folder / "tau_ground_truth.json").read_text(encoding="utf-8"))
     }
-    passing = [_run(engine, r) for r in _good(folder / "tau_dataset_full.json") if r.passed]
+    passing = [run_of(engine, r) for r in _good(folder / "tau_dataset_full.json") if r.passed]
     failed = [
-        _run(engine, replace(r, labels=labels[r.id]))
+        run_of(engine, replace(r, labels=labels[r.id]))
         for r in _good(folder / "tau_dataset_failed.json")
         if r.id in labels and wanted(r.id)
     ]
@@ -67,7 +67,8 @@ def _good(path: Path) -> Iterable[Record]:
     return (record for record in read_records(path) if not isinstance(record, BadRecord))
 
 
-def _run(engine: Engine, record: Record) -> Run:
+def run_of(engine: Engine, record: Record) -> Run:
+    """A record that has been looked at."""
     view, log, found = engine.look(record)
     return Run(record=record, view=view, log=log, found={True: found, False: Difference()})
 

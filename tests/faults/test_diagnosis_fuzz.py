@@ -12,14 +12,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import burnish.diagnosis
+from burnish.diagnosis import reading
 from burnish.diagnosis.diagnose import Engine, diagnosis_json
 from burnish.diagnosis.formats.atif import read_atif, write_atif
+from burnish.diagnosis.markdown import markdown
+from burnish.diagnosis.overview import Overview, overview_json
+from burnish.diagnosis.page import page
+from burnish.diagnosis.pairs import Passing, exported
 from burnish.diagnosis.policy import load_policy
 from burnish.diagnosis.reading import FORMATS, BadRecord, read_records
 from burnish.diagnosis.record import Record
+from burnish.diagnosis.tags import tag_row
 
-POLICY = Path(burnish.diagnosis.__file__).parent / "policies" / "retail.toml"
-ENGINE = Engine(policy=load_policy(POLICY))
+POLICIES = Path(burnish.diagnosis.__file__).parent / "policies"
+ENGINE = Engine(policy=load_policy(POLICIES / "retail.toml"))
+OTHERS = [Engine(policy=load_policy(POLICIES / f"{name}.toml")) for name in ("shop", "shop_dialogue", "repair")]
 GOOD = json.dumps(
     {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}], "passed": False}
 )
@@ -66,16 +73,27 @@ chat = st.fixed_dictionaries({"messages": st.lists(message, max_size=7)}, option
 
 
 def through(path: Path, form: str = "") -> tuple[int, int]:
-    """(good, bad) after every record went all the way."""
+    """(good, bad) after every record went all the way, through the report and the exports too."""
     good = bad = 0
+    overview, passing = Overview(name=path.name), Passing()
     for row in read_records(path, form):
         if isinstance(row, BadRecord):
             bad += 1
             continue
         good += 1
-        json.dumps(diagnosis_json(ENGINE.diagnose(row, known_failed=True)), allow_nan=False)
+        passing.add(row)
+        found = ENGINE.diagnose(row, known_failed=True)
+        json.dumps(diagnosis_json(found), allow_nan=False)
+        case = overview.add(row, found)
+        if case is not None:
+            json.dumps([tag_row(case), *exported([case], passing)], allow_nan=False)
+        for engine in OTHERS:
+            engine.diagnose(row, known_failed=True)
         back = json.loads(json.dumps(write_atif(row), allow_nan=False))
         assert isinstance(read_atif(back, 1), Record)
+    json.dumps(overview_json(overview), allow_nan=False)
+    for text in (markdown(overview), page(overview)):
+        text.encode()
     return good, bad
 
 
@@ -158,3 +176,29 @@ def test_nothing_that_stands_in_a_record_is_executed(tmp_path: Path) -> None:
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")
     assert through(path) == (1, 0)
     assert not mark.exists()
+
+
+def test_a_reader_that_lets_an_error_through_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: one reader that trusts its record, and the target above is red."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{GOOD}\n{json.dumps({'messages': [{'role': 'user', 'content': {'a': 1}}, 3]})}\n{GOOD}\n")
+    assert through(path) == (2, 1)
+
+    def trusting(row: Any, position: int) -> Record:
+        return Record(id="x", items=tuple(one["role"] for one in row["messages"]))
+
+    monkeypatch.setitem(reading._READERS, "chat", trusting)
+    with pytest.raises((TypeError, AttributeError)):
+        through(path)
+
+
+def test_a_check_that_raises_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{GOOD}\n")
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("burnish.diagnosis.diagnose.check_all", broken)
+    with pytest.raises(ZeroDivisionError):
+        through(path)

@@ -71,7 +71,7 @@ def test_tasks_are_a_function_of_the_seed() -> None:
         ("shpo", "did you mean 'shop'?"),
         ("calcualtor", "did you mean 'calculator'?"),
         ("reasoning-gmy:chain_sum", "did you mean 'reasoning-gym'?"),
-        ("zzz", "built in: calculator, repair, scan_report, scenes, shop, reasoning-gym:DATASET"),
+        ("zzz", "built in: calculator, repair, scan_report, scenes, shop, shop_dialogue, reasoning-gym:DATASET"),
         ("shop:heldout", "environment shop takes no ':heldout'"),
         ("reasoning-gym", "name a dataset: reasoning-gym:DATASET"),
         ("nowhere.py", "the file nowhere.py does not exist"),

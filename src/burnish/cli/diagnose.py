@@ -6,10 +6,9 @@ import argparse
 import asyncio
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,70 +18,226 @@ from rich.table import Table
 
 from burnish.core.errors import BurnishError, ConfigError, StoreError
 from burnish.core.judge import Judge
+from burnish.diagnosis.comparison import Change, compare, regressed
+from burnish.diagnosis.corrections import LABEL, Correction, last_words, of_label, read_corrections
 from burnish.diagnosis.diagnose import Diagnosis, Engine, diagnosis_json, load_model
 from burnish.diagnosis.formats.atif import write_atif
 from burnish.diagnosis.formats.run import read_run
 from burnish.diagnosis.generated import admit
 from burnish.diagnosis.judge import judged
+from burnish.diagnosis.markdown import compared, markdown, slice_rows
+from burnish.diagnosis.overview import Case, Overview, overview_json
+from burnish.diagnosis.page import page
+from burnish.diagnosis.pairs import Passing, exported
 from burnish.diagnosis.plain import RecordError, parse_json
 from burnish.diagnosis.policy import NO_POLICY, Policy, load_policy
 from burnish.diagnosis.reading import BadRecord, read_records
 from burnish.diagnosis.record import Record
+from burnish.diagnosis.tags import selects, tag_row
+from burnish.diagnosis.timeline import why_of
+from burnish.store.overrides import Override, OverrideKind
+from burnish.store.reader import RunReader
 from burnish.store.runs import find_run
+from burnish.store.writer import RunWriter
 
 WIDTH = 80
 SHOWN = 20
+SHOWN_CLUSTERS = 8
+SHOWN_SLICES = 12
 BUILT_IN = Path(__file__).resolve().parents[1] / "diagnosis"
+WEIGHTS = {"": "weights.json", "retail": "weights.json", "injected": "weights_injected.json"}
+INJECTED = ("shop", "shop_dialogue", "repair")
+"""Policies of worlds on whose runs the weights "injected" were fitted."""
+TAGS_FILE = "diagnosis.jsonl"
+EXIT_REGRESSED = 4
 
 
 @dataclass(slots=True)
-class _Tally:
-    """What was seen; its size does not grow with the file."""
+class _Out:
+    """Where rows go: files by what is in them, and what is shown in the end."""
 
-    good: int = 0
-    bad: int = 0
-    accused: int = 0
-    unknown: int = 0
-    categories: Counter[str] = field(default_factory=Counter)
-    owners: Counter[str] = field(default_factory=Counter)
-    shown: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, TextIO] = field(default_factory=dict)
     bad_shown: list[BadRecord] = field(default_factory=list)
+    shown: list[Case] = field(default_factory=list)
+
+    def row(self, name: str, row: Mapping[str, Any]) -> None:
+        """One more line, where it is wanted."""
+        if name in self.files:
+            self.files[name].write(json.dumps(row) + "\n")
 
 
 def diagnose(arguments: argparse.Namespace, console: Console) -> int:
-    """Diagnose every record, and print a summary or JSON lines.  1 where no record could be read."""
-    engine = Engine(policy=_policy(arguments.policy), model=load_model(_weights(arguments.weights)))
+    """Diagnose every record, and print a summary or JSON lines.
+
+    1 where no record could be read, `EXIT_REGRESSED` where a comparison shows that something became worse.
+    """
+    engine = Engine(policy=_policy(arguments.policy), model=load_model(_weights(arguments)))
+    _check(arguments)
     if arguments.constraints:
         engine.generated = _generated(arguments, engine.policy, console)
+    found = _Out()
+    overview = _diagnosed(arguments, engine, found, console)
+    changes: list[Change] = []
+    if arguments.compare and overview.runs:
+        changes = _changes(arguments, engine, overview)
+    if arguments.report:
+        text = page(overview, changes) if arguments.report.endswith(".html") else markdown(overview, changes)
+        _write(Path(arguments.report), text)
+    _report(arguments, overview, found, changes, console)
+    if not overview.runs:
+        return 1
+    return EXIT_REGRESSED if regressed(changes) else 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.report and not arguments.report.endswith((".html", ".md")):
+        raise ConfigError(f"a report is an .html or an .md file, got {arguments.report!r}")
+    if arguments.tag and Path(arguments.path).is_file():
+        raise ConfigError(f"--tag writes beside a run, and {arguments.path!r} is a file; use --out")
+    for word in arguments.where:
+        if "=" not in word:
+            raise ConfigError(f"--where is TAG=VALUE, such as category=invention; got {word!r}")
+
+
+def _diagnosed(arguments: argparse.Namespace, engine: Engine, found: _Out, console: Console) -> Overview:
+    """Every record, its rows written as they come."""
+    overview = Overview(name=Path(arguments.path).name)
+    wanted = dict(word.split("=", 1) for word in arguments.where)
+    corrections = _corrections(arguments)
+    passing = Passing()
+    for record in _records(arguments) if arguments.export or arguments.tag else ():
+        if isinstance(record, Record):
+            passing.add(record)
     judge = _judge(arguments)
-    tally = _Tally()
     with ExitStack() as files:
         # one event loop for all questions, since an endpoint keeps its connections in it
         runner = files.enter_context(asyncio.Runner())
-        out = files.enter_context(_opened(arguments.out)) if arguments.out else None
-        atif = files.enter_context(_opened(arguments.to_atif)) if arguments.to_atif else None
+        found.files = _files(arguments, files)
         for record in _records(arguments):
             if isinstance(record, BadRecord):
-                tally.bad += 1
-                tally.bad_shown += [record] if len(tally.bad_shown) < SHOWN else []
+                overview.bad += 1
+                found.bad_shown += [record] if len(found.bad_shown) < SHOWN else []
                 continue
-            tally.good += 1
-            if atif is not None:
-                atif.write(json.dumps(write_atif(record)) + "\n")
-            if record.passed and not arguments.all:
-                continue
-            found = engine.diagnose(record, use_reference=not arguments.no_reference)
-            if judge is not None and found.accused:
-                found = runner.run(judged(judge, record, found))
-            _count(tally, found)
-            if out is not None or arguments.json:
-                row = json.dumps(diagnosis_json(found))
-                if out is not None:
-                    out.write(row + "\n")
-                if arguments.json:
-                    console.out(row, highlight=False)
-    _report(arguments, tally, console)
-    return 0 if tally.good else 1
+            if "atif" in found.files:
+                found.row("atif", write_atif(record))
+            diagnosis = None
+            if not record.passed or arguments.all:
+                diagnosis = engine.diagnose(record, use_reference=not arguments.no_reference)
+                if judge is not None and diagnosis.accused:
+                    diagnosis = runner.run(judged(judge, record, diagnosis))
+            case = overview.add(record, diagnosis, corrections.get(record.id))
+            if diagnosis is not None and (not wanted or (case is not None and selects(tag_row(case), wanted))):
+                _rows(arguments, found, record, diagnosis, case, passing, console)
+    if arguments.tag:
+        _tagged(arguments).with_suffix(".tmp").replace(_tagged(arguments))
+    return overview
+
+
+def _rows(
+    arguments: argparse.Namespace,
+    found: _Out,
+    record: Record,
+    diagnosis: Diagnosis,
+    case: Case | None,
+    passing: Passing,
+    console: Console,
+) -> None:
+    """Everything that is written of one diagnosis."""
+    row = diagnosis_json(diagnosis)
+    if case is not None and case.correction is not None:
+        row["corrected"] = {"label": case.correction.label, "by": case.correction.by, "reason": case.correction.reason}
+    found.row("out", row)
+    if arguments.json:
+        console.out(json.dumps(row), highlight=False)
+    if case is None:
+        return
+    found.shown += [case] if len(found.shown) < SHOWN else []
+    if "tags" in found.files:
+        found.row("tags", tag_row(case, passing.shortest(record)))
+    # outcomes that nobody stated are guesses, and pairs of guesses are no preferences
+    if arguments.export and record.passed is False:
+        for name, made in exported([case], passing):
+            found.row(name, made)
+
+
+def _files(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, TextIO]:
+    """New files for all that is wanted."""
+    names = {"out": arguments.out, "atif": arguments.to_atif}
+    if arguments.export:
+        folder = Path(arguments.export)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{folder} cannot be made: {error}") from error
+        names |= {name: str(folder / f"{name}.jsonl") for name in ("pairs", "prefixes")}
+    opened = {name: stack.enter_context(_opened(path)) for name, path in names.items() if path}
+    if arguments.tag:
+        opened["tags"] = stack.enter_context(_tagged(arguments).with_suffix(".tmp").open("w", encoding="utf-8"))
+    return opened
+
+
+def _tagged(arguments: argparse.Namespace) -> Path:
+    return _folder(arguments) / TAGS_FILE
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    try:
+        return find_run(arguments.root, arguments.path)
+    except BurnishError as error:
+        raise ConfigError(f"{arguments.path!r} is neither a file of trajectories nor a run: {error}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error}") from error
+
+
+def _changes(arguments: argparse.Namespace, engine: Engine, overview: Overview) -> list[Change]:
+    """The comparison with what came before, diagnosed in the same way."""
+    other = argparse.Namespace(**{**vars(arguments), "path": arguments.compare, "corrections": ""})
+    before, corrections = Overview(name=Path(arguments.compare).name), _corrections(other)
+    for record in _records(other):
+        if isinstance(record, Record):
+            looked = not record.passed or arguments.all
+            diagnosis = engine.diagnose(record, use_reference=not arguments.no_reference) if looked else None
+            before.add(record, diagnosis, corrections.get(record.id))
+    if not before.runs:
+        raise ConfigError(f"{arguments.compare!r} holds no trajectory to compare with")
+    return compare(overview, before)
+
+
+def _labels(folder: Path) -> Iterator[Correction]:
+    """Corrections that a run holds; a label that says none stays in the run, where nothing is ever taken out."""
+    for row in RunReader(folder).overrides():
+        if row.kind is OverrideKind.LABEL and row.name == LABEL:
+            with suppress(ConfigError):
+                yield of_label(row.trajectory_id, row.label, row.person, row.reason)
+
+
+def _corrections(arguments: argparse.Namespace) -> dict[str, Correction]:
+    """The last word of people on each trajectory: of the file, which a run keeps from then on, and of the run."""
+    given = list(read_corrections(Path(arguments.corrections))) if arguments.corrections else []
+    if Path(arguments.path).is_file():
+        return last_words(given)
+    folder = _folder(arguments)
+    known = list(_labels(folder))
+    new = [row for row in given if row not in known]
+    if new:
+        with RunWriter.open(folder) as writer:
+            for row in new:
+                writer.override(
+                    Override(
+                        trajectory_id=row.trajectory_id,
+                        kind=OverrideKind.LABEL,
+                        name=LABEL,
+                        label=row.label,
+                        person=row.by,
+                        reason=row.reason,
+                    )
+                )
+    return last_words([*known, *new])
 
 
 def _policy(name: str) -> Policy:
@@ -92,8 +247,9 @@ def _policy(name: str) -> Policy:
     return load_policy(built_in if name.isidentifier() and built_in.exists() else Path(name))
 
 
-def _weights(name: str) -> Path:
-    return Path(name) if name else BUILT_IN / "weights.json"
+def _weights(arguments: argparse.Namespace) -> Path:
+    name: str = arguments.weights or ("injected" if arguments.policy in INJECTED else "")
+    return BUILT_IN / WEIGHTS[name] if name in WEIGHTS else Path(name)
 
 
 def _generated(arguments: argparse.Namespace, policy: Policy, console: Console) -> Any:
@@ -128,10 +284,7 @@ def _records(arguments: argparse.Namespace) -> Iterator[Record | BadRecord]:
     path = Path(arguments.path)
     if path.is_file():
         return read_records(path, arguments.format)
-    try:
-        return read_run(find_run(arguments.root, arguments.path))
-    except BurnishError as error:
-        raise ConfigError(f"{arguments.path!r} is neither a file of trajectories nor a run: {error}") from error
+    return read_run(_folder(arguments))
 
 
 def _opened(name: str) -> TextIO:
@@ -141,55 +294,66 @@ def _opened(name: str) -> TextIO:
         raise StoreError(f"{name} cannot be written: {error}; name a new file") from error
 
 
-def _count(tally: _Tally, found: Diagnosis) -> None:
-    critical = found.critical
-    if critical is None:
-        tally.unknown += 1
-        return
-    tally.accused += 1
-    tally.categories[str(critical.category)] += 1
-    tally.owners[str(critical.owner)] += 1
-    if len(tally.shown) < SHOWN:
-        why = critical.why[0] if critical.why else "by its place alone"
-        tally.shown.append(
-            {
-                "id": found.record_id,
-                "index": critical.index,
-                "p": critical.p,
-                "category": str(critical.category),
-                "owner": str(critical.owner),
-                "why": why,
-            }
-        )
-
-
-def _report(arguments: argparse.Namespace, tally: _Tally, console: Console) -> None:
+def _report(
+    arguments: argparse.Namespace, overview: Overview, found: _Out, changes: list[Change], console: Console
+) -> None:
     if arguments.json:
-        for bad in tally.bad_shown:
+        for bad in found.bad_shown:
             console.out(json.dumps({"bad": f"{bad.path}:{bad.line}", "why": bad.why}), highlight=False)
+        console.out(json.dumps({"overview": overview_json(overview)}), highlight=False)
+        if changes:
+            console.out(json.dumps({"compared": [asdict(change) for change in changes]}), highlight=False)
         return
-    table = Table(box=box.SIMPLE_HEAD, width=min(WIDTH, console.width))
-    for name in ("trajectory", "message", "p", "category", "owner", "why"):
-        table.add_column(name, overflow="fold")
-    for row in tally.shown:
-        cells = (row["id"], str(row["index"]), f"{row['p']:.2f}", row["category"], row["owner"], row["why"])
-        table.add_row(*(_plain(cell) for cell in cells))
-    if tally.shown:
-        console.print(table)
-    for name, counts in (("category", tally.categories), ("owner", tally.owners)):
+    rows = [
+        (_line(c.record.id), c.critical.index, f"{c.critical.p:.2f}", _named(c), _line(why_of(c))) for c in found.shown
+    ]
+    _table(console, ("trajectory", "message", "p", "category, owner", "why"), rows)
+    if overview.accused > SHOWN:
+        clusters = [(c.count, key[0], key[1], f"{key[2]} {key[3]}") for key, c in overview.ordered_clusters()]
+        _table(console, ("n", "category", "owner", "where"), clusters[:SHOWN_CLUSTERS])
+    if any(len(steps) > 1 for steps in overview.slices.values()):
+        _table(console, ("slice", "steps", "runs", "failed", "most frequent"), slice_rows(overview, SHOWN_SLICES))
+    if changes:
+        _table(
+            console, (f"against {Path(arguments.compare).name}", "now", "before", "change", "95%"), compared(changes)
+        )
+    for name, counts in (("category", overview.categories), ("owner", overview.owners)):
         if counts:
             console.print(f"{name}: " + ", ".join(f"{key} {n}" for key, n in counts.most_common()), highlight=False)
     console.print(
-        f"{tally.good} trajectories read, {tally.accused} with a critical step, {tally.unknown} without (don't know), "
-        f"{tally.bad} bad records",
+        f"{overview.runs} trajectories read, {overview.accused} with a critical step, "
+        f"{overview.unknown} without (don't know), {overview.bad} bad records",
         highlight=False,
     )
-    for bad in tally.bad_shown:
+    for bad in found.bad_shown:
         console.print(f"{bad.path}:{bad.line}: {bad.why}", markup=False, highlight=False, soft_wrap=True)
+    if changes and regressed(changes):
+        worse = ", ".join(change.name for change in changes if change.is_worse)
+        console.print(f"regressed: {worse}", markup=False, highlight=False)
+
+
+def _named(case: Case) -> str:
+    return f"{case.critical.category}\n{case.critical.owner}"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _table(console: Console, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    if not rows:
+        return
+    table = Table(box=box.SIMPLE_HEAD, width=min(WIDTH, console.width))
+    for name in head:
+        narrow = name in ("message", "p", "category, owner", "n", "runs", "failed", "now", "before", "change", "95%")
+        table.add_column(name, overflow="fold", no_wrap=narrow, ratio=None if narrow else 1)
+    for row in rows:
+        table.add_row(*(_plain(str(cell)) for cell in row))
+    console.print(table)
 
 
 def _plain(text: str) -> str:
     """Safe in a terminal: no markup, no control characters."""
     from rich.markup import escape
 
-    return escape("".join(char if char.isprintable() else " " for char in text[:160]))
+    return escape("".join(char if char.isprintable() or char == "\n" else " " for char in text[:160]))

@@ -29,6 +29,9 @@ KINDS
   agreed      the value of `argument`, a text of the object that it names, or one of `or_phrases` stand in the talk
   same_value  `field` of the objects that `arguments[0]` and `arguments[1]` name, pair by pair, is equal
   alone       the message of the call says nothing and makes no other call
+  proposed    the agent's last turn of talk proposed something, and the user's answer to it consents
+
+Kinds about where values come from and about turns of talk stand in `flow_rules` and `turn_rules`.
 """
 
 from __future__ import annotations
@@ -40,10 +43,13 @@ from pathlib import Path
 from typing import Any
 
 from burnish.core.errors import ConfigError
-from burnish.diagnosis.constraint import PASS, UNKNOWN, CallCheck, Constraint, Found, Guard, fail
+from burnish.diagnosis.constraint import PASS, UNKNOWN, CallCheck, Constraint, Event, Found, Guard, TextCheck, fail
+from burnish.diagnosis.flow_rules import FLOW_KINDS
 from burnish.diagnosis.plain import real
+from burnish.diagnosis.rule_fields import text_of, texts_of
 from burnish.diagnosis.talk import consents, content_words
 from burnish.diagnosis.taxonomy import Category, category_of
+from burnish.diagnosis.turn_rules import TURN_KINDS
 from burnish.diagnosis.view import CallView, ToolKinds, View, leaves, matches
 
 MAX_RULES = 500
@@ -83,7 +89,7 @@ def policy_of(data: Mapping[str, Any], name: str) -> Policy:
         raise ConfigError(f"policy {name}: rule ids must be unique, got {sorted(ids)}")
     return Policy(
         name=name,
-        kinds=ToolKinds(writes=_text(tools, "writes", ""), reads=_text(tools, "reads", "")),
+        kinds=ToolKinds(writes=text_of(tools, "writes", ""), reads=text_of(tools, "reads", "")),
         values={
             str(key): tuple(str(item) for item in items) for key, items in values.items() if isinstance(items, list)
         },
@@ -95,40 +101,35 @@ def compile_rule(rule: Any, origin: str) -> Constraint:
     """One rule as a constraint.  Raises ConfigError naming the field that is missing or wrong."""
     if not isinstance(rule, Mapping):
         raise ConfigError(f"{origin}: a rule is a table, got {type(rule).__name__}")
-    name, kind = _text(rule, "id"), _text(rule, "kind")
-    if kind not in KINDS:
-        raise ConfigError(f"{origin}: rule {name}: unknown kind {kind!r}; there are {', '.join(KINDS)}")
+    name, kind = text_of(rule, "id"), text_of(rule, "kind")
+    if kind not in KINDS and kind not in TURN_KINDS:
+        known = ", ".join([*KINDS, *TURN_KINDS])
+        raise ConfigError(f"{origin}: rule {name}: unknown kind {kind!r}; there are {known}")
     severity = real(rule.get("severity", 0.5))
     category = category_of(rule.get("category", "instruction_adherence"))
     if severity is None or not 0.0 <= severity <= 1.0 or category is None:
         raise ConfigError(f"{origin}: rule {name}: severity is in [0, 1] and category one of the taxonomy")
+    on_call: CallCheck | None = None
+    on_text: TextCheck | None = None
+    event = Event.CALL
     try:
-        check = KINDS[kind](rule)
+        if kind in KINDS:
+            on_call = KINDS[kind](rule)
+        else:
+            event, make = TURN_KINDS[kind]
+            on_text = make(rule)
     except ConfigError as error:
         raise ConfigError(f"{origin}: rule {name}: {error}") from None
     return Constraint(
         id=name,
-        guard=Guard(tool=_text(rule, "tool", "*"), writes=rule.get("writes") is True),
+        guard=Guard(event=event, tool=text_of(rule, "tool", "*"), writes=rule.get("writes") is True),
         severity=severity,
         category=Category(category),
         origin=origin,
-        text=_text(rule, "text", ""),
-        on_call=check,
+        text=text_of(rule, "text", ""),
+        on_call=on_call,
+        on_text=on_text,
     )
-
-
-def _text(data: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    value = data.get(key, default)
-    if not isinstance(value, str) or (default is None and not value):
-        raise ConfigError(f"{key} must be a text, got {value!r:.60}")
-    return value
-
-
-def _texts(data: Mapping[str, Any], key: str, least: int = 1) -> tuple[str, ...]:
-    value = data.get(key)
-    if not isinstance(value, list) or len(value) < least or not all(isinstance(item, str) for item in value):
-        raise ConfigError(f"{key} must be a list of at least {least} texts, got {value!r:.60}")
-    return tuple(value)
 
 
 def _earlier(view: View, call: CallView, pattern: str) -> list[CallView]:
@@ -140,7 +141,7 @@ def _earlier(view: View, call: CallView, pattern: str) -> list[CallView]:
 
 
 def _before(rule: Mapping[str, Any]) -> CallCheck:
-    needs = _text(rule, "needs")
+    needs = text_of(rule, "needs")
 
     def check(view: View, call: CallView) -> Found:
         return PASS if _earlier(view, call, needs) else fail(f"{call.name} before {needs} had succeeded")
@@ -162,7 +163,7 @@ def _confirm(rule: Mapping[str, Any]) -> CallCheck:
 
 
 def _state(rule: Mapping[str, Any]) -> CallCheck:
-    argument, name, allowed = _text(rule, "argument"), _text(rule, "field"), _texts(rule, "allowed")
+    argument, name, allowed = text_of(rule, "argument"), text_of(rule, "field"), texts_of(rule, "allowed")
 
     lowered = {item.lower() for item in allowed}
 
@@ -180,7 +181,7 @@ def _state(rule: Mapping[str, Any]) -> CallCheck:
 
 
 def _belongs(rule: Mapping[str, Any]) -> CallCheck:
-    argument, holder = _text(rule, "argument"), _text(rule, "object")
+    argument, holder = text_of(rule, "argument"), text_of(rule, "object")
 
     def check(view: View, call: CallView) -> Found:
         owner = view.object(call.arguments.get(holder), call.position)
@@ -195,8 +196,8 @@ def _belongs(rule: Mapping[str, Any]) -> CallCheck:
 
 
 def _amount(rule: Mapping[str, Any]) -> CallCheck:
-    argument, most = _text(rule, "argument"), real(rule.get("most"))
-    holder, name = _text(rule, "object", ""), _text(rule, "field", "")
+    argument, most = text_of(rule, "argument"), real(rule.get("most"))
+    holder, name = text_of(rule, "object", ""), text_of(rule, "field", "")
     if most is None and not (holder and name):
         raise ConfigError("amount needs `most`, or `object` and `field`")
 
@@ -215,7 +216,7 @@ def _same_key(a: CallView, b: CallView, key: tuple[str, ...]) -> bool:
 
 
 def _once(rule: Mapping[str, Any]) -> CallCheck:
-    key, pattern = _texts(rule, "key"), _text(rule, "tool", "*")
+    key, pattern = texts_of(rule, "key"), text_of(rule, "tool", "*")
 
     def check(view: View, call: CallView) -> Found:
         earlier = [other for other in _earlier(view, call, pattern) if _same_key(other, call, key)]
@@ -225,7 +226,7 @@ def _once(rule: Mapping[str, Any]) -> CallCheck:
 
 
 def _never_after(rule: Mapping[str, Any]) -> CallCheck:
-    key, after = _texts(rule, "key"), _text(rule, "after")
+    key, after = texts_of(rule, "key"), text_of(rule, "after")
 
     def check(view: View, call: CallView) -> Found:
         earlier = [other for other in _earlier(view, call, after) if _same_key(other, call, key)]
@@ -251,7 +252,7 @@ def _mentions(view: View, position: int, call: CallView) -> bool:
 
 
 def _equal_length(rule: Mapping[str, Any]) -> CallCheck:
-    names = _texts(rule, "arguments", least=2)
+    names = texts_of(rule, "arguments", least=2)
 
     def check(view: View, call: CallView) -> Found:
         lengths = [len(value) for name in names if isinstance(value := call.arguments.get(name), list)]
@@ -263,7 +264,7 @@ def _equal_length(rule: Mapping[str, Any]) -> CallCheck:
 
 
 def _no_self(rule: Mapping[str, Any]) -> CallCheck:
-    names = _texts(rule, "arguments", least=2)
+    names = texts_of(rule, "arguments", least=2)
 
     def check(view: View, call: CallView) -> Found:
         old, new = call.arguments.get(names[0]), call.arguments.get(names[1])
@@ -276,8 +277,8 @@ def _no_self(rule: Mapping[str, Any]) -> CallCheck:
 
 
 def _agreed(rule: Mapping[str, Any]) -> CallCheck:
-    argument = _text(rule, "argument")
-    phrases = tuple(phrase.lower() for phrase in _texts(rule, "or_phrases", least=0)) if "or_phrases" in rule else ()
+    argument = text_of(rule, "argument")
+    phrases = tuple(phrase.lower() for phrase in texts_of(rule, "or_phrases", least=0)) if "or_phrases" in rule else ()
 
     def check(view: View, call: CallView) -> Found:
         value = call.arguments.get(argument)
@@ -299,7 +300,7 @@ def _agreed(rule: Mapping[str, Any]) -> CallCheck:
 
 
 def _same_value(rule: Mapping[str, Any]) -> CallCheck:
-    names, name = _texts(rule, "arguments", least=2), _text(rule, "field")
+    names, name = texts_of(rule, "arguments", least=2), text_of(rule, "field")
 
     def check(view: View, call: CallView) -> Found:
         old, new = call.arguments.get(names[0]), call.arguments.get(names[1])
@@ -337,6 +338,8 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], CallCheck]] = {
     "agreed": _agreed,
     "same_value": _same_value,
     "alone": _alone,
+    **FLOW_KINDS,
 }
+"""Kinds of rules about calls."""
 
 NO_POLICY = Policy(name="none")

@@ -26,6 +26,8 @@ _OUTAGE = re.compile(
     r"not respond|service error|try again later",
     re.I,
 )
+ATOM = re.compile(r"\d+(?:\.\d+)?|[^\W\d_][\w'-]*")
+MAX_ATOM_TEXT = 50_000
 MAX_DEPTH = 8
 MAX_NODES = 5000
 
@@ -107,6 +109,8 @@ class View:
     _joined: str = ""
     _starts: list[int] = field(default_factory=list)
     _first: dict[str, int] = field(default_factory=dict)
+    _atoms: dict[str, tuple[int, str]] = field(default_factory=dict)
+    _talk: str | None = None
 
     def __post_init__(self) -> None:
         self.items = self.record.items
@@ -145,6 +149,39 @@ class View:
             found = -1 if at < 0 else bisect.bisect_right(self._starts, at) - 1
             self._first[text] = found
         return found
+
+    def first_atom(self, atom: str) -> int:
+        """Position of the first message in which this number or lower-case word stands by itself, -1 for none."""
+        return self._atom_table().get(atom, (-1, ""))[0]
+
+    def atoms_before(self, before: int) -> Iterator[tuple[str, int, str]]:
+        """(number or word, position, role) of what messages before a position say, each where it stands first."""
+        return ((atom, at, role) for atom, (at, role) in self._atom_table().items() if at < before)
+
+    def _atom_table(self) -> dict[str, tuple[int, str]]:
+        if not self._atoms:
+            for position, text in enumerate(self.lowered):
+                for atom in ATOM.findall(text[:MAX_ATOM_TEXT]):
+                    self._atoms.setdefault(atom, (position, self.items[position].role))
+        return self._atoms
+
+    def leaves_of(self, call: CallView) -> Iterator[tuple[str, Any]]:
+        """(name, scalar) of every field of a result."""
+        for entry in objects_in(call.value):
+            for name, value in entry.items():
+                if isinstance(value, str | int | float):
+                    yield name, value
+
+    @property
+    def user_talk(self) -> str:
+        """Everything that the user says, in lower case."""
+        if self._talk is None:
+            self._talk = self.talk_before(len(self.items))
+        return self._talk
+
+    def talk_before(self, before: int) -> str:
+        """What the user says before a position, in lower case."""
+        return "\n".join(self.lowered[p] for p in sorted(self.said("user", before)))
 
     def object(self, key: Any, before: int) -> Mapping[str, Any] | None:
         """The object of this id as it was last shown before a position."""

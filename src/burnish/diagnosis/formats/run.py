@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from burnish.core.message import Message
+from burnish.core.trajectory import Trajectory
 from burnish.diagnosis.record import Call, Item, Record
 from burnish.store.reader import RunReader
 from burnish.store.rows import StoredTrajectory
@@ -21,9 +22,12 @@ def read_run(folder: Path, phase: str = "rl") -> Iterator[Record]:
 
 def record_of(stored: StoredTrajectory) -> Record:
     """A stored trajectory as a record; its reward passes at 1."""
-    trajectory = stored.trajectory
+    return trajectory_record(stored.trajectory, reward=stored.reward, phase=stored.phase, step=stored.step)
+
+
+def trajectory_record(trajectory: Trajectory, *, reward: float | None, phase: str = "rl", step: int = 0) -> Record:
+    """A trajectory of a running or of a stored run as a record."""
     messages = trajectory.messages
-    reward = stored.reward
     return Record(
         id=trajectory.id,
         task_id=trajectory.task_id,
@@ -32,7 +36,7 @@ def record_of(stored: StoredTrajectory) -> Record:
         reward=reward,
         passed=None if reward is None else reward >= 1.0 - 1e-9,
         outcome=trajectory.outcome.label,
-        extra={"phase": stored.phase, "step": stored.step, "tags": dict(trajectory.tags)},
+        extra={"phase": phase, "step": step, "tags": dict(trajectory.tags)},
     )
 
 
