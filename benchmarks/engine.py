@@ -37,9 +37,9 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from burnish.core.sampling import SampleRequest, SamplingParams
 from burnish.policies import engine as engine_module
-from burnish.policies import lean as lean_module
 from burnish.policies.forward import CachedForward, Forward
 from burnish.policies.lean import LeanForward
+from burnish.policies.plan import DecodePlan
 from burnish.policies.sampler import EmbeddedSampler
 
 console = Console(width=80, highlight=False)
@@ -143,26 +143,19 @@ def measure_share(dtype: torch.dtype, rows: int, seeds: int, heads: int = 4, kv_
 
 @contextmanager
 def stopwatch(totals: dict[str, float]) -> Iterator[None]:
-    """Time the parts of a decode step while the block runs."""
-    plan = lean_module._Plan
-    places: list[tuple[str, Any, str]] = [
-        ("attention", plan, "_attend"),
-        ("masks", plan, "_mask"),
-        ("query and key norms, rotation", plan, "_turn"),
-        ("activation", plan, "_activate"),
-        ("products into the stream", plan, "_add"),
-        ("other products", lean_module, "_apply_out"),
-        ("norms", lean_module, "_normed"),
-        ("draw", engine_module, "draw"),
-    ]
-    kept = [(owner, name, getattr(owner, name)) for _, owner, name in places]
-    for (part, owner, name), (_, _, function) in zip(places, kept, strict=True):
-        setattr(owner, name, _timed(function, part, totals))
+    """Time the parts of every decode step that is prepared while the block runs."""
+    kept_add, kept_draw = DecodePlan.add, engine_module.draw
+
+    def add(plan: DecodePlan, part: str, function: Callable[..., object], *arguments: Any, **named: Any) -> None:
+        kept_add(plan, part, _timed(function, part, totals), *arguments, **named)
+
+    DecodePlan.add = add  # type: ignore[method-assign]
+    engine_module.draw = _timed(kept_draw, "draw", totals)
     try:
         yield
     finally:
-        for owner, name, function in kept:
-            setattr(owner, name, function)
+        DecodePlan.add = kept_add  # type: ignore[method-assign]
+        engine_module.draw = kept_draw
 
 
 def _timed(function: Callable[..., Any], part: str, totals: dict[str, float]) -> Callable[..., Any]:
@@ -184,14 +177,14 @@ def measure_parts(rows: int) -> dict[str, float]:
     for request in make_requests(rows, 0):
         engine.submit(request, lambda sample: None)
     totals: dict[str, float] = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), stopwatch(totals):
         engine.advance()
-        with stopwatch(totals):
-            started, steps = time.perf_counter(), 0
-            while engine.live == rows and steps < NEW - 4:
-                engine.advance()
-                steps += 1
-            total = time.perf_counter() - started
+        totals.clear()
+        started, steps = time.perf_counter(), 0
+        while engine.live == rows and steps < NEW - 4:
+            engine.advance()
+            steps += 1
+        total = time.perf_counter() - started
     parts = {part: 1e3 * seconds / steps for part, seconds in sorted(totals.items(), key=lambda item: -item[1])}
     return parts | {"the rest": 1e3 * total / steps - sum(parts.values())}
 

@@ -83,10 +83,11 @@ class Draw(NamedTuple):
 
 
 def draw(
-    logits_RV: torch.Tensor, uniforms_R: torch.Tensor, rules: DrawRules, *, room_2RV: torch.Tensor | None = None
+    logits_RV: torch.Tensor, uniforms_R: torch.Tensor, rules: DrawRules, *, room: Sequence[torch.Tensor] | None = None
 ) -> Draw:
-    """One token for each row.  uniforms_R: float64, as `draw_uniforms` gives them.  room_2RV: float32 memory to
-    work in; fresh pages can cost more than the work on them.
+    """One token for each row.  uniforms_R: as `draw_uniforms` gives them, used in float32.  room: two float32 tensors
+    [R, V] to work in, the first of which may be the logits themselves where no row is greedy; fresh pages can cost
+    more than the work on them.
 
     The log-probability of a greedy row is 0, that of a sure event.  Raises RunStopped where the logits are not finite,
     since nothing drawn from them could be trained on.
@@ -101,14 +102,15 @@ def draw(
     if rules.has_filter:
         scaled_RV = _filtered(scaled_RV, rules.top_k, rules.top_p)
         kept_RV = scaled_RV > -torch.inf
-    room_2RV = torch.empty((2, *logits_RV.shape), device=logits_RV.device) if room_2RV is None else room_2RV
-    share_RV = torch.softmax(scaled_RV, dim=-1, dtype=torch.float32, out=room_2RV[0])
+    if room is None:
+        room = torch.empty((2, *logits_RV.shape), device=logits_RV.device).unbind()
+    share_RV = torch.softmax(scaled_RV, dim=-1, dtype=torch.float32, out=room[0])
     # torch adds up float32 in float64 on a CPU; elsewhere a running sum is off by 1e-6, which moves a token's edges
-    running_RV = torch.cumsum(share_RV, dim=-1, out=room_2RV[1])
+    running_RV = torch.cumsum(share_RV, dim=-1, out=room[1])
     total_R1 = running_RV[:, -1:]
     _refuse_non_finite(total_R1)
-    token_R1 = torch.searchsorted(running_RV, uniforms_R[:, None].float() * total_R1, right=True)
-    logprob_R1 = (share_RV.gather(1, token_R1) / total_R1).log_()
+    token_R1 = torch.searchsorted(running_RV, uniforms_R.float()[:, None] * total_R1, right=True)
+    logprob_R1 = share_RV.gather(1, token_R1).div_(total_R1).log_()
     if rules.has_greedy:
         token_R1 = torch.where(rules.greedy, logits_RV.argmax(dim=-1, keepdim=True), token_R1)
         logprob_R1 = torch.where(rules.greedy, 0.0, logprob_R1)

@@ -86,6 +86,7 @@ class Engine:
         self._rules: DrawRules | None = None
         self._longest, self._next_limit = 0, 0
         self._draw_room = torch.empty(2, 0, vocabulary, device=self.device)
+        self._draw_parts: Sequence[torch.Tensor] = self._draw_room.unbind()
         self._stop_sets: dict[tuple[int, ...], int] = {}
         self._stops = torch.zeros(0, vocabulary, dtype=torch.bool, device=self.device)
 
@@ -180,25 +181,31 @@ class Engine:
         if longest + 1 > ledger.columns:
             self._ensure(self.store.rows, longest + _SLACK_COLUMNS)
         columns = min(ledger.columns, -(-longest // _ATTENTION_LANE) * _ATTENTION_LANE)
-        logits = self.forward.decode(self.store, ledger.tokens(end), ledger.position[:end], columns)
+        front = ledger.front(end)
+        logits = self.forward.decode(self.store, ledger.tokens(end), front.position, columns)
         self._step += 1
-        drawn = draw(logits, ledger.advance(end), self._present_rules(), room_2RV=self._room(end))
+        rules, room = self._present_rules(), self._room(end)
+        if logits.dtype == torch.float32 and not rules.has_greedy:
+            room = (logits, room[1])
+        drawn = draw(logits, ledger.advance(end), rules, room=room)
         ledger.record(end, drawn.tokens, drawn.logprobs)
         if drawn.kept is not None:
             self._note_kept(drawn, range(end))
         self.counts.decode_steps += 1
         self.counts.decoded_rows += len(self.rows)
-        stopped = self._stopped(drawn.tokens, ledger.stop_set[:end])
+        stopped = self._stopped(drawn.tokens, front.stop_set)
         ended = stopped
         if self._step >= self._next_limit:
-            ended = torch.logical_or(stopped, ledger.position[:end] >= ledger.last[:end])
+            ended = torch.logical_or(stopped, front.position >= front.last)
         if bool(ended.any()):
             self._finish(ended, stopped, range(end))
 
-    def _room(self, rows: int) -> torch.Tensor:
-        if self._draw_room.shape[1] < rows:
-            self._draw_room = torch.empty(2, rows, self.vocabulary, device=self.device)
-        return self._draw_room[:, :rows]
+    def _room(self, rows: int) -> Sequence[torch.Tensor]:
+        if len(self._draw_parts[0]) != rows:
+            if self._draw_room.shape[1] < rows:
+                self._draw_room = torch.empty(2, rows, self.vocabulary, device=self.device)
+            self._draw_parts = self._draw_room[:, :rows].unbind()
+        return self._draw_parts
 
     def _stopped(self, tokens: torch.Tensor, stop_set: torch.Tensor) -> torch.Tensor:
         if len(self._stops) == 1:
@@ -333,7 +340,7 @@ class Engine:
             logits = logits.index_select(0, index[1])
         kinds = [row.request.params for row in rows]
         rules = DrawRules.of(kinds[:1] if len(set(kinds)) == 1 else kinds, self.device)
-        drawn = draw(logits, self.ledger.advance_some(index[0]), rules)
+        drawn = draw(logits, self.ledger.advance_some(index[0]), rules, room=self._room(len(rows)))
         self.ledger.record_some(index[0], drawn.tokens, drawn.logprobs)
         if drawn.kept is not None:
             self._note_kept(drawn, slots)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,28 @@ from torch import Tensor
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """A row that starts in slot `slot`: its prompt (int32 [T]), the column where it ends at the latest, the uniforms
-    (float64) of its first draws, and the number of its stop set."""
+    (float64; rounded to float32 here) of its first draws, and the number of its stop set."""
 
     slot: int
     prompt: npt.NDArray[np.int32]
     last_column: int
     uniforms: npt.NDArray[np.float64]
     stop_set: int
+
+
+class Front(NamedTuple):
+    """Views of the first n slots [n], and of whole tables as one row; see `Ledger`."""
+
+    rows: int
+    position: Tensor
+    flat: Tensor
+    both: Tensor
+    stride: Tensor
+    last: Tensor
+    stop_set: Tensor
+    ids: Tensor
+    logprobs: Tensor
+    uniforms: Tensor
 
 
 class Ledger:
@@ -36,10 +52,12 @@ class Ledger:
         self.device, self.rows, self.columns = device, 0, 0
         self.ids = torch.zeros(0, 0, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(0, 0, device=device)
-        self.uniforms = torch.zeros(0, 0, dtype=torch.float64, device=device)
-        self.position, self.flat, self.stride, self.last, self.stop_set = (
-            torch.zeros(0, dtype=torch.long, device=device) for _ in range(5)
-        )
+        self.uniforms = torch.zeros(0, 0, device=device)
+        self.stride, self.last, self.stop_set = (torch.zeros(0, dtype=torch.long, device=device) for _ in range(3))
+        # position and flat move together
+        self.both = torch.zeros(2, 0, dtype=torch.long, device=device)
+        self.position, self.flat = self.both
+        self._front: Front | None = None
 
     def ensure(self, rows: int, columns: int) -> bool:
         """Grow to so many slots and columns; True where the columns grew."""
@@ -51,10 +69,11 @@ class Ledger:
             new = old.new_zeros(rows, columns)
             new[: self.rows, : self.columns] = old
             setattr(self, name, new)
-        for name in ("position", "flat", "stride", "last", "stop_set"):
+        for name in ("both", "stride", "last", "stop_set"):
             old = getattr(self, name)
-            setattr(self, name, torch.cat([old, old.new_zeros(rows - self.rows)]))
-        self.rows, self.columns = rows, columns
+            setattr(self, name, torch.cat([old, old.new_zeros(*old.shape[:-1], rows - self.rows)], dim=-1))
+        self.position, self.flat = self.both
+        self.rows, self.columns, self._front = rows, columns, None
         torch.add(torch.arange(rows, device=self.device) * columns, self.position, out=self.flat)
         return wider
 
@@ -62,7 +81,7 @@ class Ledger:
         """Rows begin: each stands on the last token of its prompt."""
         width = max(max(len(entry.prompt), len(entry.prompt) + len(entry.uniforms)) for entry in entries)
         ids = np.zeros((len(entries), width), np.int64)
-        uniforms = np.zeros((len(entries), width))
+        uniforms = np.zeros((len(entries), width), np.float32)
         for row, entry in enumerate(entries):
             length = len(entry.prompt)
             ids[row, :length] = entry.prompt
@@ -80,26 +99,34 @@ class Ledger:
         for slot, column, values in zip(slots, columns, uniforms, strict=True):
             self.uniforms[slot, column : column + len(values)] = torch.from_numpy(values).to(self.device)
 
+    def front(self, rows: int) -> Front:
+        """The first slots, as a step sees them."""
+        if self._front is None or self._front.rows != rows:
+            parts = (self.position, self.flat, self.both, self.stride, self.last, self.stop_set)
+            tables = (self.ids, self.logprobs, self.uniforms)
+            self._front = Front(rows, *(part[..., :rows] for part in parts), *(table.view(-1) for table in tables))
+        return self._front
+
     def tokens(self, rows: int) -> Tensor:
         """The ids [rows] that the next step feeds."""
-        return self.ids.view(-1).index_select(0, self.flat[:rows])
+        front = self.front(rows)
+        return front.ids.index_select(0, front.flat)
 
     def advance(self, rows: int) -> Tensor:
         """Step to the next column; the uniforms [rows] that decide it."""
-        self.position[:rows].add_(self.stride[:rows])
-        flat = self.flat[:rows].add_(self.stride[:rows])
-        return self.uniforms.view(-1).index_select(0, flat)
+        front = self.front(rows)
+        front.both.add_(front.stride)
+        return front.uniforms.index_select(0, front.flat)
 
     def record(self, rows: int, tokens: Tensor, logprobs: Tensor) -> None:
         """Note what was drawn for the first slots."""
-        flat = self.flat[:rows]
-        self.ids.view(-1).index_copy_(0, flat, tokens)
-        self.logprobs.view(-1).index_copy_(0, flat, logprobs)
+        front = self.front(rows)
+        front.ids.index_copy_(0, front.flat, tokens)
+        front.logprobs.index_copy_(0, front.flat, logprobs)
 
     def advance_some(self, slots: Tensor) -> Tensor:
         """The same as `advance` for chosen slots."""
-        self.position[slots] += 1
-        self.flat[slots] += 1
+        self.both[:, slots] += 1
         return self.uniforms.view(-1)[self.flat[slots]]
 
     def record_some(self, slots: Tensor, tokens: Tensor, logprobs: Tensor) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from burnish.policies.parts import Decoder, DecoderLayer, Norm, Projection
 
@@ -79,6 +80,29 @@ class PackedDecoder:
     head: Matrix
     gated: bool
     dtype: torch.dtype
+
+
+def wide_type(dtype: torch.dtype) -> torch.dtype:
+    """What norms and rotations are computed in: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def apply_norm(x: Tensor, norm: PackedNorm, out: Tensor | None = None, scratch: Tensor | None = None) -> Tensor:
+    """norm(x) for rows [N, width], into `out` where the norm allows it; scratch: [N, 1] in `wide_type`."""
+    if norm.centred:
+        return F.layer_norm(x, x.shape[-1:], norm.gain, norm.bias, norm.eps)
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide_type(x.dtype), out=scratch)
+    scale = torch.hypot(scale, norm.floor, out=scratch)
+    scale = torch.reciprocal(scale, out=scratch)
+    h = (x * scale).to(x.dtype) if out is None else torch.mul(x, scale, out=out)
+    return h if norm.gain is None else h.mul_(norm.gain)
+
+
+def apply_matrix(x: Tensor, matrix: Matrix, out: Tensor | None = None) -> Tensor:
+    """x @ weight + bias, into `out` where it is given."""
+    if matrix.bias is None:
+        return torch.mm(x, matrix.weight, out=out)
+    return torch.addmm(matrix.bias, x, matrix.weight, out=out)
 
 
 def pack(decoder: Decoder) -> PackedDecoder:

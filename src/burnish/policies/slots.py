@@ -6,12 +6,16 @@ is; rows are copied or exchanged only to keep the batch together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from burnish.policies.pages import zeroed_bytes
+
 _LANE = 16
+_LINE_BYTES = 64
 
 
 def fit_columns(columns: int) -> int:
@@ -57,7 +61,7 @@ class SlotStore:
         """Give a layer its buffers, if it has none yet."""
         if self._shapes[layer] is None:
             self._shapes[layer] = (heads, key_dim, value_dim, dtype)
-            self._replace(layer)
+            self._replace([layer])
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer that was allocated."""
@@ -73,22 +77,20 @@ class SlotStore:
         if (new_rows, new_columns) == (self.rows, self.columns):
             return
         self.rows, self.columns = new_rows, new_columns
-        for index in range(len(self.keys)):
-            self._replace(index)
+        self._replace(range(len(self.keys)))
 
     def clear(self) -> None:
         """Give all memory back."""
         self.rows, self.columns = 0, 0
         for index in range(len(self.keys)):
             self.keys[index] = self.values[index] = None
-            self._replace(index)
+        self._replace(range(len(self.keys)))
 
     def copy(self, source: Sequence[int], target: Sequence[int], columns: int) -> None:
         """Copy the first `columns` columns of some slots to as many others."""
         if source:
             left, right = self._index(source), self._index(target)
-            for buffer in self._views():
-                part = buffer[:, :, :columns]
+            for part in self._written(columns):
                 part.index_copy_(0, right, part.index_select(0, left))
 
     def swap(self, left: Sequence[int], right: Sequence[int], columns: int) -> None:
@@ -98,25 +100,35 @@ class SlotStore:
     def _index(self, slots: Sequence[int]) -> Tensor:
         return torch.tensor(list(slots), dtype=torch.long, device=self.device)
 
-    def _views(self) -> list[Tensor]:
-        """Every buffer as [rows, heads, columns, head_dim]."""
-        keys = [buffer for buffer in self.keys if buffer is not None]
-        if self.keys_across:
-            keys = [buffer.transpose(2, 3) for buffer in keys]
-        return keys + [buffer for buffer in self.values if buffer is not None]
+    def _written(self, columns: int) -> list[Tensor]:
+        """The first columns of every buffer, as they lie in memory: copying a transposed view takes twice as long."""
+        across = slice(columns) if self.keys_across else slice(None)
+        down = slice(None) if self.keys_across else slice(columns)
+        keys = [buffer[:, :, down, across] for buffer in self.keys if buffer is not None]
+        return keys + [buffer[:, :, :columns] for buffer in self.values if buffer is not None]
 
-    def _replace(self, layer: int) -> None:
-        shape = self._shapes[layer]
+    def _replace(self, layers: Sequence[int]) -> None:
+        """New buffers for some layers, side by side in one block, with what was written before."""
         self.generation += 1
-        if shape is None:
-            return
-        heads, key_dim, value_dim, dtype = shape
-        sides = (self.columns, key_dim) if not self.keys_across else (key_dim, self.columns)
-        self.keys[layer] = self._grown(self.keys[layer], (self.rows, heads, *sides), dtype)
-        self.values[layer] = self._grown(self.values[layer], (self.rows, heads, self.columns, value_dim), dtype)
+        wanted: list[tuple[list[Tensor | None], int, tuple[int, ...], torch.dtype]] = []
+        for layer in layers:
+            fixed = self._shapes[layer]
+            if fixed is not None:
+                heads, key_dim, value_dim, dtype = fixed
+                sides = (self.columns, key_dim) if not self.keys_across else (key_dim, self.columns)
+                wanted.append((self.keys, layer, (self.rows, heads, *sides), dtype))
+                wanted.append((self.values, layer, (self.rows, heads, self.columns, value_dim), dtype))
+        sizes = [_whole_lines(math.prod(shape) * dtype.itemsize) for _, _, shape, dtype in wanted]
+        block, end = zeroed_bytes(sum(sizes), self.device), 0
+        for (buffers, layer, shape, dtype), size in zip(wanted, sizes, strict=True):
+            start, end = end, end + size
+            new = block[start:end].view(dtype)[: math.prod(shape)].view(shape)
+            old = buffers[layer]
+            if old is not None:
+                new[tuple(slice(length) for length in old.shape)] = old
+            buffers[layer] = new
 
-    def _grown(self, old: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        new = torch.zeros(shape, dtype=dtype, device=self.device)
-        if old is not None:
-            new[tuple(slice(size) for size in old.shape)] = old
-        return new
+
+def _whole_lines(count: int) -> int:
+    """Bytes of whole cache lines."""
+    return -(-count // _LINE_BYTES) * _LINE_BYTES
