@@ -10,8 +10,9 @@ import pytest
 from burnish.core.errors import ToolError
 from burnish.core.message import ToolCall
 from burnish.core.outcome import Limit, Owner
+from burnish.core.tool import Toolset
 from burnish.rollout.boundary import Deadline, EpisodeStop
-from burnish.rollout.tools import COUNTERS, Toolbelt
+from burnish.rollout.tools import COUNTERS, Toolbelt, _Check
 from burnish.testing.fakes import fake_tool
 
 PAIR = {
@@ -236,3 +237,46 @@ def test_a_call_is_not_blamed_for_waiting_behind_others():
     messages, counters, _ = run([fake_tool("t", slow, timeout_s=0.1)], *[call("t")] * 4)
     assert [message.text for message in messages] == ["done"] * 4
     assert "tool_timeouts" not in counters
+
+
+FLAT = {
+    "type": "object",
+    "properties": {
+        "i": {"type": "integer", "description": "a number"},
+        "s": {"type": "string", "default": "x"},
+        "f": {"type": "number"},
+        "b": {"type": "boolean"},
+        "m": {"type": "integer", "minimum": 3},
+        "u": {"type": ["integer", "null"]},
+    },
+    "required": ["i"],
+    "additionalProperties": False,
+}
+SCHEMAS = [FLAT, PAIR, FLAT | {"minProperties": 2}, FLAT | {"additionalProperties": True}, {"type": "object"}]
+OFFERED = [1, 1.0, 1.5, True, "1", None, [1], {"a": 1}, 2**70]
+TRIED = [{}, *({name: value, **more} for name in "isfbmuz" for value in OFFERED for more in ({}, {"i": 1}))]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=["flat", "enum", "more", "open", "bare"])
+def test_the_short_way_takes_only_what_the_whole_schema_takes(schema):
+    check = _Check(schema)
+    taken = [arguments for arguments in TRIED if check.plainly_fits(arguments)]
+    assert all(check.validator.is_valid(arguments) for arguments in taken)
+    if schema is FLAT:
+        assert {"i": 1} in taken
+        assert {"s": "1", "i": 1} in taken
+        assert any(not check.validator.is_valid(arguments) for arguments in TRIED)
+
+
+def test_only_the_tool_that_is_called_is_made():
+    tools = [fake_tool(name, lambda arguments: "ok") for name in ("a", "b")]
+    made = []
+
+    def make(place):
+        made.append(place)
+        return tools[place]
+
+    (message,), _, belt = run(Toolset(tuple(tool.spec for tool in tools), make), call("b"))
+    assert message.text == "ok"
+    assert made == [1]
+    assert [spec.name for spec in belt.specs] == ["a", "b"]

@@ -107,6 +107,25 @@ def test_two_episodes_at_once_share_nothing() -> None:
     assert in_shop(task, lambda shop: shop.get_stock(product)) == {"changes": []}
 
 
+def test_tables_of_its_own_are_for_an_episode_that_writes() -> None:
+    task = OF["restock"]
+    product = task.reference["slots"]["product"]
+
+    async def run() -> None:
+        shop = Shop()
+        await shop.start(task)
+        shop.get_stock(product)
+        assert shop._connection is None
+        assert (await shop.finish(""))["changes"] == []
+        shop.add_stock(product, 5)
+        assert shop._connection is not None
+        after = shop.get_stock(product)
+        assert after["units"] == build_world(task.setup["seed"]).products[product].units + 5
+        await shop.close()
+
+    asyncio.run(run())
+
+
 def test_the_same_script_twice_gives_the_same_record() -> None:
     def policy(environment: Any, task: Task, rng: Random) -> Any:
         heard = yield ToolCall(id="x", name="create_refund", arguments={"order": order, "amount": 12})

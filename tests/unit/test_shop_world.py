@@ -13,6 +13,7 @@ from burnish.environments.shop.database import (
     SCHEMA,
     open_image,
     row_changes,
+    shared_tables,
     snapshot,
     start_snapshot,
     updated,
@@ -136,3 +137,37 @@ def test_two_equal_refunds_are_two(shop_database: sqlite3.Connection) -> None:
 def test_the_time_of_an_old_refund_counts(shop_database: sqlite3.Connection) -> None:
     shop_database.execute("UPDATE refunds SET created_at = 'never' WHERE id = 1")
     assert len(row_changes(start_snapshot(3), snapshot(shop_database))) == 1
+
+
+def test_shared_tables_hold_the_world_and_cannot_be_written() -> None:
+    shared = shared_tables(3)
+    assert snapshot(shared) == start_snapshot(3)
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        shared.execute("DELETE FROM orders")
+    assert snapshot(shared) == start_snapshot(3)
+
+
+def test_images_do_not_depend_on_those_made_before() -> None:
+    rows = []
+    for before in (5, 6):
+        world_image.__wrapped__(before)
+        connection = open_image(world_image.__wrapped__(3))
+        connection.execute("INSERT INTO refunds (order_id, amount) VALUES (17, 20)")
+        rows.append({row[:3] for row in snapshot(connection)["refunds"]})
+        connection.close()
+    assert rows[0] == rows[1]
+
+
+def test_own_tables_know_what_was_written() -> None:
+    connection = open_image(world_image(3))
+    connection.execute("SELECT price FROM products").fetchall()
+    assert connection.written == set()
+    connection.execute("UPDATE stock SET units = units + 1")
+    connection.execute("INSERT INTO refunds (order_id, amount) VALUES (17, 20)")
+    connection.execute("DELETE FROM lines WHERE units > 5")
+    assert connection.written == {"stock", "refunds", "lines"}
+    changes = row_changes(start_snapshot(3), snapshot(connection))
+    assert changes
+    assert row_changes(start_snapshot(3), snapshot(connection, connection.written)) == changes
+    assert row_changes(start_snapshot(3), snapshot(connection, {"stock"})) != changes
+    connection.close()

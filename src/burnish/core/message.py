@@ -76,12 +76,12 @@ class Message:
     @property
     def text(self) -> str:
         """The text parts joined."""
-        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+        return "".join([part.text for part in self.parts if isinstance(part, TextPart)])
 
     @property
     def images(self) -> tuple[ImagePart, ...]:
         """The image parts in order."""
-        return tuple(part for part in self.parts if isinstance(part, ImagePart))
+        return tuple([part for part in self.parts if isinstance(part, ImagePart)])
 
     @staticmethod
     def system(text: str) -> Message:

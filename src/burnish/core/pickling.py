@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+
+def copied(value: T) -> T:
+    """`copy.deepcopy` for what is nearly always plain JSON, several times as fast; nothing is shared with `value`.
+
+    Unlike deepcopy it keeps no note of what it has seen: a list that stands in two places becomes two.
+
+    >>> copied({"a": [1, {"b": 2}]})
+    {'a': [1, {'b': 2}]}
+    """
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    if kind is dict:
+        return {key: copied(item) for key, item in value.items()}  # type: ignore[attr-defined, return-value]
+    if kind is list:
+        return [copied(item) for item in value]  # type: ignore[attr-defined, return-value]
+    return copy.deepcopy(value)
+
+
+def twin(value: T, **changes: Any) -> T:
+    """`dataclasses.replace` for a frozen slotted dataclass that is known to be sound: `__post_init__` does not run, and
+    what it has worked out (a content hash) is taken over."""
+    cls = type(value)
+    other = object.__new__(cls)
+    for name in cls.__slots__:  # type: ignore[attr-defined]
+        object.__setattr__(other, name, changes[name] if name in changes else getattr(value, name))
+    return other
 
 
 def quickly_pickled(cls: type[T]) -> type[T]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from burnish.core.hashing import content_hash
 from burnish.core.message import Part, TextPart
+from burnish.core.pickling import quickly_pickled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class Limits:
     max_malformed_calls: int = 3
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One problem.  `Task(prompt="What is 2 + 2?", reference={"answer": "4"})`

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def clean_text(text: str) -> str:
     r"""Replace lone surrogates, which SQLite, Parquet and UTF-8 all refuse, and NUL.
@@ -11,11 +13,28 @@ def clean_text(text: str) -> str:
     """
     if "\x00" in text:
         text = text.replace("\x00", "\ufffd")
+    if text.isascii():
+        return text
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def clean_json(value: Any) -> Any:
+    r"""A JSON value with clean text, names included: an escape can spell a lone surrogate or NUL.
+
+    >>> clean_json({"a\x00": ["b\x00", 1]})
+    {'a\ufffd': ['b\ufffd', 1]}
+    """
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, list):
+        return [clean_json(item) for item in value]
+    if isinstance(value, dict):
+        return {clean_text(key): clean_json(item) for key, item in value.items()}
+    return value
 
 
 def cap_text(text: str, limit_chars: int) -> tuple[str, bool]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from burnish.core.message import ImagePart
 from burnish.core.outcome import Owner
@@ -59,3 +59,32 @@ class Tool:
     call: Callable[[Mapping[str, Any]], Awaitable[str]]
     timeout_s: float = 30.0
     timeout_owner: Owner = Owner.ENVIRONMENT
+
+
+class Toolset(Sequence[Tool]):
+    """Tools that are made when they are asked for: an episode calls few of those that it is offered.
+
+    `Toolset(specs, make)`: `make(2)` makes the tool of `specs[2]`.  A tool that is asked for twice may be made twice.
+    """
+
+    __slots__ = ("_make", "specs")
+
+    def __init__(self, specs: tuple[ToolSpec, ...], make: Callable[[int], Tool]) -> None:
+        self.specs = specs
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    @overload
+    def __getitem__(self, place: int) -> Tool: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Tool, ...]: ...
+    def __getitem__(self, place: int | slice) -> Tool | tuple[Tool, ...]:
+        places = range(len(self.specs))[place]
+        return self._make(places) if isinstance(places, int) else tuple(self._make(each) for each in places)
+
+
+def specs_of(tools: Sequence[Tool]) -> tuple[ToolSpec, ...]:
+    """What the policy is told of each tool, in order."""
+    return tools.specs if isinstance(tools, Toolset) else tuple(tool.spec for tool in tools)

@@ -44,11 +44,11 @@ class Node:
     duration_s: float = 0.0
 
     def __post_init__(self) -> None:
-        lengths = {len(self.token_ids), len(self.action_mask), len(self.logprobs), len(self.versions)}
+        lengths = [len(self.token_ids), len(self.action_mask), len(self.logprobs), len(self.versions)]
         if self.kept is not None:
-            lengths.add(len(self.kept.counts))
-        if len(lengths) != 1:
-            raise ValueError(f"token streams of a node must be equally long, got lengths {sorted(lengths)}")
+            lengths.append(len(self.kept.counts))
+        if lengths.count(lengths[0]) != len(lengths):
+            raise ValueError(f"token streams of a node must be equally long, got lengths {sorted(set(lengths))}")
 
 
 @quickly_pickled

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
-import json
 import math
 import random
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
@@ -15,14 +13,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from burnish.core.environment import Script
 from burnish.core.errors import BurnishError, ConfigError, TaskError
 from burnish.core.grade import Grader
-from burnish.core.hashing import canonical_json
+from burnish.core.hashing import through_json
 from burnish.core.message import Message, Role
+from burnish.core.pickling import copied, twin
 from burnish.core.task import Limits, Task
-from burnish.core.tool import Tool
+from burnish.core.tool import Tool, Toolset, ToolSpec
 from burnish.environments.tool import ToolMethod, tool_methods
 
 REWARD_KEY = "get_reward"
 REWARD_CAUSE_KEY = "get_reward_cause"
+_VALUES = frozenset({str, int, float, bool, list, tuple, dict, Message})
+"""What hooks nearly always give; none of these can be awaited."""
 _INPUT_SHAPED = (ValueError, LookupError, ArithmeticError, AssertionError, TypeError, AttributeError)
 
 
@@ -57,6 +58,9 @@ class Environment:
     task: Task
     _started: bool = False
     _tools: ClassVar[Mapping[str, ToolMethod[Any, Any]]] = {}
+    _offers: ClassVar[dict[tuple[str, ...] | None, tuple[tuple[ToolMethod[Any, Any], ...], tuple[ToolSpec, ...]]]] = {}
+    """Methods and specs of the tools that tasks of this class have offered (None: all), so that specs are the same
+    objects in every episode."""
 
     if TYPE_CHECKING:
         # Declared so that overrides may leave parameters out and be sync or async as they like.
@@ -104,7 +108,7 @@ class Environment:
             cls.name = cls.__name__.lower()
         if "graders" not in vars(cls) and "get_reward" in vars(cls):
             cls.graders = (REWARD_KEY,)
-        cls._tools = tool_methods(cls)
+        cls._tools, cls._offers = tool_methods(cls), {}
         _check_class(cls)
 
     async def start(self, task: Task) -> Sequence[Message]:
@@ -119,8 +123,13 @@ class Environment:
 
     def tools(self) -> Sequence[Tool]:
         """The tools of this episode: those that the task offers, else all."""
-        offered = self.task.tools if self._started else None
-        return [method.bind(self) for name, method in self._tools.items() if offered is None or name in offered]
+        names = None if not self._started or self.task.tools is None else tuple(self.task.tools)
+        offer = self._offers.get(names)
+        if offer is None:
+            methods = tuple(method for name, method in self._tools.items() if names is None or name in names)
+            offer = self._offers[names] = (methods, tuple(method.spec for method in methods))
+        methods, specs = offer
+        return Toolset(specs, lambda place: methods[place].bind(self))
 
     async def reply(self, message: Message) -> Sequence[Message] | None:
         """What `respond` says to a turn without tool calls, as messages."""
@@ -184,6 +193,8 @@ def _overrides(environment: Any, method: str) -> bool:
 
 async def _resolved(value: Any) -> Any:
     """The value, awaited where the author's method was async."""
+    if value is None or type(value) in _VALUES:
+        return value
     return await value if inspect.isawaitable(value) else value
 
 
@@ -210,10 +221,7 @@ def _check_offered(environment: Environment, task: Task) -> None:
 
 def _private(task: Task) -> Task:
     """A copy whose mappings an episode may change: the members of a group share one task."""
-    own = copy.copy(task)
-    object.__setattr__(own, "setup", copy.deepcopy(task.setup))
-    object.__setattr__(own, "reference", copy.deepcopy(task.reference))
-    return own
+    return twin(task, setup=copied(task.setup), reference=copied(task.reference))
 
 
 def _first_messages(task: Task, observed: Any) -> list[Message]:
@@ -238,7 +246,7 @@ def _plain_state(state: Any, name: str) -> dict[str, Any]:
     if not isinstance(state, Mapping):
         raise EnvironmentFault(f"final_state of {name} returns a dict, got {type(state).__name__}")
     try:
-        plain: dict[str, Any] = json.loads(canonical_json(state))
+        plain: dict[str, Any] = through_json(state)
     except (TypeError, ValueError, RecursionError) as error:
         raise EnvironmentFault(f"final_state of {name} is not JSON-able: {error}") from None
     if REWARD_KEY in plain or REWARD_CAUSE_KEY in plain:

@@ -25,6 +25,8 @@ from burnish.core.errors import ConfigError, ToolError
 _SCALARS: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _LISTS = (list, Sequence)
 _DICTS = (dict, Mapping)
+_PLAIN = frozenset({str, int, bool, type(None)})
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _SUPPORTED = "str, int, float, bool, list[...], dict[str, ...], Literal, Enum, TypedDict, dataclass, X | None"
 
 
@@ -100,6 +102,11 @@ def to_json(value: Any) -> Any:
 
     Raises TypeError for anything without one, NaN and infinities included.
     """
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is dict:
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, Enum):
         return to_json(value.value)
     if value is None or isinstance(value, (bool, int, str)):
@@ -125,7 +132,7 @@ def compact_json(value: Any) -> str:
     >>> compact_json({"a": (1, 2.5)})
     '{"a":[1,2.5]}'
     """
-    return json.dumps(to_json(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _COMPACT.encode(to_json(value))
 
 
 def _name(hint: Any) -> str:

@@ -76,6 +76,11 @@ class ToolMethod(Generic[P, R]):
         self.function = function
         self.name: str = getattr(function, "__name__", "tool")
         self.signature = _checked_signature(function)
+        self._required = frozenset(
+            parameter.name
+            for parameter in list(self.signature.parameters.values())[1:]
+            if parameter.default is parameter.empty
+        )
         self.is_async = inspect.iscoroutinefunction(function)
         self.inline = inline
         self.parallel = parallel
@@ -137,11 +142,15 @@ class ToolMethod(Generic[P, R]):
         unknown = [name for name in arguments if name not in hints]
         if unknown:
             raise ToolError(f"{self.name} has no parameter {unknown[0]!r}; it takes {', '.join(hints) or 'none'}")
-        converted = {name: convert(hints[name], value) for name, value in arguments.items()}
-        try:
-            self.signature.bind(environment, **converted)
-        except TypeError as error:
-            raise ToolError(f"{self.name}: {error}") from None
+        converted = {
+            name: value if type(value) is hints[name] else convert(hints[name], value)
+            for name, value in arguments.items()
+        }
+        if not self._required <= converted.keys():
+            try:
+                self.signature.bind(environment, **converted)
+            except TypeError as error:
+                raise ToolError(f"{self.name}: {error}") from None
         return result_text(await self._run(environment, converted), self.where)
 
     async def _run(self, environment: Any, arguments: Mapping[str, Any]) -> Any:
@@ -197,7 +206,9 @@ def result_text(value: Any, where: str = "tool") -> str:
     """
     if value is None:
         return "ok"
-    parts = list(value) if isinstance(value, (list, tuple)) else [value]
+    if type(value) is str:
+        return value
+    parts = value if isinstance(value, (list, tuple)) else (value,)
     images = tuple(part for part in parts if isinstance(part, ImagePart))
     if images:
         texts = [part for part in parts if not isinstance(part, ImagePart)]

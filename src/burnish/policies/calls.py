@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from burnish.core.message import ToolCall
-from burnish.core.text import clean_text
+from burnish.core.text import clean_json
 
 CALL_OPEN = "<tool_call>"
 CALL_CLOSE = "</tool_call>"
@@ -156,7 +156,7 @@ def _loads(raw: str) -> Any:
         data = _DECODER.decode(raw.strip())
     except json.JSONDecodeError as error:
         raise ValueError(f"invalid JSON: {error.msg} at character {error.pos}") from error
-    return _clean(data) if "\\u" in raw else data
+    return clean_json(data) if "\\u" in raw else data
 
 
 def _depth(raw: str) -> int:
@@ -168,17 +168,6 @@ def _depth(raw: str) -> int:
         elif character in "}]":
             depth -= 1
     return deepest
-
-
-def _clean(value: Any) -> Any:
-    """An escape can spell a lone surrogate or NUL that no store accepts."""
-    if isinstance(value, str):
-        return clean_text(value)
-    if isinstance(value, list):
-        return [_clean(item) for item in value]
-    if isinstance(value, dict):
-        return {clean_text(key): _clean(item) for key, item in value.items()}
-    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

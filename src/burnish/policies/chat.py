@@ -38,6 +38,7 @@ FORK_ACTION = "template_changes_action"
 FORK_PAST = "template_changes_past"
 FORK_END = "template_moves_turn_end"
 
+MAX_OPENED = 256
 MODE_BEGINS = {"auto": "", "think": "<think>", "direct": "<think></think>"}
 _POLICY_MARKS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
 _NO_CONTENT = re.compile(r"\s+|<think>\s*</think>")
@@ -91,6 +92,7 @@ class ChatRenderer:
         self._policy_guard = TextGuard(tokens, allowed=_POLICY_MARKS)
         self._call_marks = TextGuard({*tokens, *_POLICY_MARKS}).marks
         self._opened: dict[str, array[int]] = {}
+        self._begun: dict[tuple[tuple[Message, ...], tuple[int, ...]], tuple[array[int], tuple[ToolSpec, ...]]] = {}
         self._begins, self._begins_ids = "", array("i")
 
     def forced(self, mode: str) -> ChatRenderer:
@@ -108,16 +110,29 @@ class ChatRenderer:
 
         Raises RenderError for images that the model cannot see and for conversations that the template refuses.
         """
+        if any(message.tool_calls for message in messages):
+            return self._opened_ids(messages, tools) + self._begins_ids
+        # The members of a group begin alike, with the very same specs; these are held, so that no others can come to
+        # stand at their addresses.
+        key = (tuple(messages), tuple([id(spec) for spec in tools]))
+        held = self._begun.get(key)
+        if held is None:
+            if len(self._begun) >= MAX_OPENED:
+                self._begun.clear()
+            held = self._begun[key] = (self._opened_ids(messages, tools), tuple(tools))
+        return held[0] + self._begins_ids
+
+    def _opened_ids(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> array[int]:
         if self._facts is not None:
             text = self._render(self._facts, messages, tools)
         else:
             text = self._opening(messages, tools) + GENERATION
         cached = self._opened.get(text)
         if cached is None:
-            if len(self._opened) >= 256:
+            if len(self._opened) >= MAX_OPENED:
                 self._opened.clear()
             cached = self._opened[text] = self._codec.encode(text)
-        return cached + self._begins_ids
+        return cached
 
     def extend(self, past: Sequence[Message], new: Sequence[Message], tools: Sequence[ToolSpec]) -> Extension:
         """Ids for `new` after the last action of `past`, or the whole conversation anew as a named fork.

@@ -256,8 +256,9 @@ class EmbeddedSampler:
             raise ValueError(f"request {request.key!r} asks for {request.max_tokens} tokens; at least 1 is needed")
         check_params(request.params)
         ids = np.frombuffer(request.prompt_ids, np.int32)
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.vocabulary:
+        # As an unsigned number a negative id is larger than any vocabulary.
+        if int(ids.view(np.uint32).max()) >= self.vocabulary:
+            low, high = int(ids.min()), int(ids.max())
             raise ValueError(
                 f"request {request.key!r} holds id {low if low < 0 else high}, outside the model's vocabulary of "
                 f"{self.vocabulary}; the tokenizer and the model do not belong together"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Awaitable, Callable
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from pathlib import PurePath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from burnish.core.errors import RelayedError, WorldFault
 from burnish.core.outcome import Ending, Limit, Outcome, Owner
@@ -15,6 +16,7 @@ from burnish.core.text import cap_text, clean_text
 T = TypeVar("T")
 
 DETAIL_CHARS = 500
+INFINITY = float("inf")
 
 
 class EpisodeStop(Exception):
@@ -64,19 +66,19 @@ class Deadline:
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
-        self._end_s = asyncio.get_running_loop().time() + timeout_s if timeout_s > 0 else float("inf")
+        self._end_s = asyncio.get_running_loop().time() + timeout_s if timeout_s > 0 else INFINITY
 
     def allow(self, seconds: float) -> float:
         """`seconds` (0: no bound of its own) or what is left of the episode, whichever is less."""
-        wanted = seconds if seconds > 0 else float("inf")
-        if self._end_s == float("inf"):
+        wanted = seconds if seconds > 0 else INFINITY
+        if self._end_s == INFINITY:
             return wanted
         return min(wanted, max(0.0, self._end_s - asyncio.get_running_loop().time()))
 
     @property
     def over(self) -> bool:
         """Whether the episode's time is spent."""
-        return self._end_s != float("inf") and asyncio.get_running_loop().time() >= self._end_s
+        return self._end_s != INFINITY and asyncio.get_running_loop().time() >= self._end_s
 
 
 async def in_world(
@@ -93,31 +95,65 @@ async def in_world(
     to call it in the detail, the phase unless given.  A call cut by the episode's own deadline truncates it by time.
     A WorldFault names owner and cause itself.  Cancellation from outside passes through.
     """
-    name = name or phase
     allowed_s = deadline.allow(timeout_s)
-    clock = asyncio.timeout(None if allowed_s == float("inf") else allowed_s)
+    ends_s = None if allowed_s == INFINITY else asyncio.get_running_loop().time() + allowed_s
+    clock: asyncio.Timeout | None = None
     try:
+        waited = call()
+        if type(waited) is not types.CoroutineType:
+            clock = asyncio.timeout_at(ends_s)
+            async with clock:
+                return await waited
+        # Most calls never wait: they are over after one step, in which no clock could have stopped them.
+        try:
+            awaited_first = waited.send(None)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        clock = asyncio.timeout_at(ends_s)
         async with clock:
-            return await call()
+            return await _resumed(waited, awaited_first)
     except EpisodeStop:
         raise
     except WorldFault as fault:
         episode = asyncio.current_task()
         if episode is not None and episode.cancelling():
             raise asyncio.CancelledError from fault
-        raise failure(fault.owner, fault.cause, f"{name}: {fault}") from fault
+        raise failure(fault.owner, fault.cause, f"{name or phase}: {fault}") from fault
     except asyncio.CancelledError as error:
         # A tool may let the cancellation of a task of its own escape; only a cancelled *episode* has a request pending.
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise failure(Owner.ENVIRONMENT, f"{phase}_raised", f"{name} was cancelled from within") from error
+        raise failure(Owner.ENVIRONMENT, f"{phase}_raised", f"{name or phase} was cancelled from within") from error
     except (Exception, SystemExit) as error:
-        if clock.expired() and deadline.over:
+        name = name or phase
+        has_expired = clock is not None and clock.expired()
+        if has_expired and deadline.over:
             raise truncation(Limit.TIME, f"the episode ran past {deadline.timeout_s:g} s during {name}") from error
-        if clock.expired():
+        if has_expired:
             raise failure(Owner.ENVIRONMENT, f"{phase}_timeout", f"{name} ran past {timeout_s:g} s") from error
         raise failure(Owner.ENVIRONMENT, f"{phase}_raised", f"{name} raised {describe(error)}") from error
+
+
+@types.coroutine
+def _resumed(coroutine: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
+    """Await the rest of a coroutine that has taken its first step; `awaited` is what it then waited for.
+
+    The loop of `yield from` (PEP 380), begun in the middle.
+    """
+    try:
+        while True:
+            try:
+                sent = yield awaited
+            except GeneratorExit:
+                coroutine.close()
+                raise
+            except BaseException as error:  # noqa: BLE001 - no boundary: it goes to the coroutine, as `await` has it
+                awaited = coroutine.throw(error)
+            else:
+                awaited = coroutine.send(sent)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
 
 
 def guarded(owner: Owner, phase: str, call: Callable[[], T]) -> T:

@@ -161,22 +161,12 @@ class Capture:
     def record(self, outcome: Outcome, answer: str | None = None) -> Trajectory:
         """The trajectory.  answer: the program's, None for the policy's latest words; an episode that did not complete
         has none, as in an `Episode`."""
-        plan, graph = self.plan, self._graph
-        counters = {"turns": self._turns, **self.counters, "forks": graph.forks.total()}
-        counters |= {f"fork:{reason}": count for reason, count in sorted(graph.forks.items())}
-        counters["program_ms"] = round(1000.0 * self._program_s)
-        return Trajectory(
-            id=plan.id,
-            task_id=plan.task.id,
-            task_hash=plan.task.content_hash,
-            group_id=plan.group_id,
-            sample_index=plan.sample_index,
-            seed=plan.seed,
-            nodes=tuple(graph.nodes),
-            outcome=outcome,
+        counters = {"turns": self._turns, **self.counters, **self._graph.fork_counts()}
+        return self._graph.record(
+            self.plan,
+            outcome,
+            counters | {"program_ms": round(1000.0 * self._program_s)},
             answer=spoken(self._answer if answer is None else answer) if outcome == COMPLETED else "",
-            counters=counters,
-            tags=dict(plan.task.tags),
             total_s=self._now_s(),
         )
 

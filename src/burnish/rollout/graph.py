@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from burnish.core.errors import InvariantViolation
 from burnish.core.images import ImageSpan, joined_spans
 from burnish.core.message import Message
+from burnish.core.outcome import Outcome
 from burnish.core.sampling import Extension, Finish, Sample
-from burnish.core.trajectory import NO_VERSION, Node
+from burnish.core.trajectory import NO_VERSION, Node, Trajectory
+
+if TYPE_CHECKING:
+    from burnish.rollout.episode import EpisodePlan
 
 NAN = math.nan
 
@@ -60,6 +65,39 @@ class GraphBuilder:
     def path_tokens(self) -> int:
         """Number of tokens of the path so far."""
         return len(self._prefix)
+
+    def fork_counts(self) -> dict[str, int]:
+        """The forks as counters of a trajectory: `{"forks": 1, "fork:template_drops_thinking": 1}`."""
+        return {"forks": sum(self.forks.values())} | {f"fork:{name}": n for name, n in sorted(self.forks.items())}
+
+    def record(
+        self,
+        plan: EpisodePlan,
+        outcome: Outcome,
+        counters: Mapping[str, int],
+        *,
+        answer: str = "",
+        final_state: Mapping[str, Any] | None = None,
+        tool_s: float = 0.0,
+        total_s: float,
+    ) -> Trajectory:
+        """The finished episode of `plan`, with the nodes as they stand."""
+        return Trajectory(
+            id=plan.id,
+            task_id=plan.task.id,
+            task_hash=plan.task.content_hash,
+            group_id=plan.group_id,
+            sample_index=plan.sample_index,
+            seed=plan.seed,
+            nodes=tuple(self.nodes),
+            outcome=outcome,
+            answer=answer,
+            final_state=final_state or {},
+            counters=counters,
+            tags=dict(plan.task.tags),
+            tool_s=tool_s,
+            total_s=total_s,
+        )
 
     def add_prompt(
         self,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from burnish.core.hashing import canonical_json
-from burnish.core.message import Message, TextPart, ToolCall
+from burnish.core.message import Message, Part, TextPart, ToolCall
 from burnish.core.text import clean_text
 
 MAX_ARGUMENT_DEPTH = 32
@@ -25,12 +24,27 @@ def clean_message(message: Message) -> Message:
     >>> clean_message(Message.user("a\x00")).text
     'a\ufffd'
     """
-    parts = tuple(
-        TextPart(text=clean_text(part.text)) if isinstance(part, TextPart) else part for part in message.parts
-    )
-    if not message.tool_calls and parts == message.parts:
+    if not message.tool_calls and all(isinstance(part, TextPart) and _is_clean(part.text) for part in message.parts):
         return message
-    return replace(message, parts=parts, tool_calls=tuple(_clean_call(call) for call in message.tool_calls))
+    parts = tuple([_clean_part(part) for part in message.parts])
+    return Message(
+        role=message.role,
+        parts=parts,
+        tool_calls=tuple([_clean_call(call) for call in message.tool_calls]),
+        tool_call_id=message.tool_call_id,
+        name=message.name,
+        is_error=message.is_error,
+    )
+
+
+def _is_clean(text: str) -> bool:
+    return clean_text(text) is text
+
+
+def _clean_part(part: Part) -> Part:
+    if not isinstance(part, TextPart) or _is_clean(part.text):
+        return part
+    return TextPart(text=clean_text(part.text))
 
 
 def _clean_call(call: ToolCall) -> ToolCall:

@@ -11,7 +11,7 @@ from typing import Any
 
 from burnish.core.errors import ConfigError
 from burnish.core.message import ImagePart, Message, Part, Role, TextPart, ToolCall
-from burnish.core.text import clean_text
+from burnish.core.text import clean_json, clean_text
 
 
 def message_to_openai(message: Message, load_image: Callable[[ImagePart], bytes] | None = None) -> dict[str, Any]:
@@ -115,17 +115,7 @@ def strict_json(text: str) -> Any:
             raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is repeated")
         return dict(pairs)
 
-    return _clean(json.loads(text, parse_constant=no_constant, parse_float=finite, object_pairs_hook=unique))
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return clean_text(value)
-    if isinstance(value, list):
-        return [_clean(item) for item in value]
-    if isinstance(value, dict):
-        return {clean_text(key): _clean(item) for key, item in value.items()}
-    return value
+    return clean_json(json.loads(text, parse_constant=no_constant, parse_float=finite, object_pairs_hook=unique))
 
 
 def _part_to_openai(part: Part, load_image: Callable[[ImagePart], bytes] | None) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -61,20 +62,49 @@ def fill(connection: sqlite3.Connection, world: World) -> None:
     many("INSERT INTO refunds (order_id, amount, created_at) VALUES (?, ?, '2024-01-01T00:00:00.000Z')", world.refunds)
 
 
+class _Closing(sqlite3.Connection):
+    """A connection that a cache may drop without a word."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+_WRITES = frozenset({sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE})
+
+
+class Tables(sqlite3.Connection):
+    """An episode's own tables.  `written` holds the tables that any statement so far could write to: SQLite asks for
+    leave to use each table and column of a statement as it compiles it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        written: set[str] = set()
+
+        def allow(action: int, table: str | None, *_: str | None) -> int:
+            if action in _WRITES and table is not None:
+                written.add(table)
+            return sqlite3.SQLITE_OK
+
+        self.set_authorizer(allow)
+        self.written = written
+
+
+_bench_lock = threading.Lock()
+
+
 @lru_cache(maxsize=1)
-def _empty_image() -> bytes:
-    connection = sqlite3.connect(":memory:", isolation_level=None)
+def _bench() -> sqlite3.Connection:
+    """Where images are made, one at a time: reading the schema takes far longer than filling the tables."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, factory=_Closing)
     # Small pages keep an image near 10 KB, which is what an episode copies.
     connection.execute("PRAGMA page_size = 512")
     connection.executescript(SCHEMA)
-    image = connection.serialize()
-    connection.close()
-    return image
+    return connection
 
 
-def open_image(image: bytes) -> sqlite3.Connection:
+def open_image(image: bytes) -> Tables:
     """A private in-memory database that starts as a copy of `image`; every statement commits by itself."""
-    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, factory=Tables)
     connection.deserialize(image)
     return connection
 
@@ -82,30 +112,37 @@ def open_image(image: bytes) -> sqlite3.Connection:
 @lru_cache(maxsize=1024)
 def world_image(seed: int) -> bytes:
     """The filled tables of a seed as SQLite file bytes (about 10 KB).  The members of a group share one."""
-    connection = open_image(_empty_image())
-    connection.execute("BEGIN")
-    fill(connection, build_world(seed))
-    connection.execute("COMMIT")
-    image = connection.serialize()
-    connection.close()
-    return image
+    with _bench_lock, _bench() as connection:
+        connection.execute("BEGIN")
+        for table in (*COLUMNS, "sqlite_sequence"):
+            connection.execute(f"DELETE FROM {table}")
+        fill(connection, build_world(seed))
+        connection.execute("COMMIT")
+        return connection.serialize()
 
 
-def snapshot(connection: sqlite3.Connection) -> Rows:
-    """Every row of every table."""
+@lru_cache(maxsize=64)
+def shared_tables(seed: int) -> sqlite3.Connection:
+    """The tables of a seed as they are at the start, for reading alone: for episodes that have written nothing yet."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, factory=_Closing)
+    connection.deserialize(world_image(seed))
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def snapshot(connection: sqlite3.Connection, tables: Collection[str] = COLUMNS.keys()) -> Rows:
+    """Every row of these tables."""
     return {
         table: frozenset(connection.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall())
         for table, columns in COLUMNS.items()
+        if table in tables
     }
 
 
 @lru_cache(maxsize=256)
 def start_snapshot(seed: int) -> Rows:
     """The rows that every episode with this seed starts from."""
-    connection = open_image(world_image(seed))
-    rows = snapshot(connection)
-    connection.close()
-    return rows
+    return snapshot(shared_tables(seed))
 
 
 def _key(table: str, row: tuple[Any, ...]) -> Any:
@@ -142,22 +179,24 @@ def updated(table: str, key: Any, before: Mapping[str, Any], after: Mapping[str,
 
 def in_order(changes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The same changes in the one order in which they are compared."""
-    return sorted(changes, key=canonical_json)
+    return sorted(changes, key=canonical_json) if len(changes) > 1 else list(changes)
 
 
 def row_changes(start: Rows, end: Rows) -> list[Mapping[str, Any]]:
-    """The canonical difference between two snapshots, empty where nothing changed.
+    """The canonical difference between two snapshots, empty where nothing changed.  Tables that `end` lacks are the
+    same as at the start.
 
     A row of the start is matched by its key and compared in every column, its generated ones too: to touch the time
     of an old refund is a change.  Only in new rows are generated columns left out.
     """
     changes: list[Mapping[str, Any]] = []
-    for table, rows in start.items():
-        if rows == end[table]:
+    for table, rows in end.items():
+        before = start[table]
+        if rows == before:
             continue
         width = N_KEY_COLUMNS[table]
-        gone = {row[:width]: row for row in rows - end[table]}
-        for row in end[table] - rows:
+        gone = {row[:width]: row for row in before - rows}
+        for row in rows - before:
             old = gone.pop(row[:width], None)
             changes.append(_new_row(table, row) if old is None else _new_values(table, old, row))
         changes += [removed(table, _key(table, row), _visible(table, row)) for row in gone.values()]

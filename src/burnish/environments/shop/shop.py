@@ -19,7 +19,15 @@ from burnish.core.tool import Tool
 from burnish.environments.base import Environment
 from burnish.environments.shop.arithmetic import evaluate
 from burnish.environments.shop.catalogue import BY_NAME, Sources, draw, level_shares, templates_in_turn
-from burnish.environments.shop.database import open_image, row_changes, snapshot, start_snapshot, world_image
+from burnish.environments.shop.database import (
+    Tables,
+    open_image,
+    row_changes,
+    shared_tables,
+    snapshot,
+    start_snapshot,
+    world_image,
+)
 from burnish.environments.shop.grader import ShopGrader
 from burnish.environments.shop.mistakes import MISTAKES, Case
 from burnish.environments.shop.preference import PreferenceGrader
@@ -89,7 +97,7 @@ class Shop(Environment):
             max_episode_tokens=128 * (highest + 1),
             max_context_tokens=4096,
         )
-        self._connection: sqlite3.Connection | None = None
+        self._connection: Tables | None = None
 
     def tasks(self, split: str, rng: Random) -> Iterator[Task]:
         """The tasks of a split, its templates in turn; all randomness from `rng`."""
@@ -136,17 +144,23 @@ class Shop(Environment):
         self._seed: int = task.setup["seed"]
 
     @property
-    def database(self) -> sqlite3.Connection:
-        """This episode's own copy of the tables, opened at the first tool call."""
+    def database(self) -> Tables:
+        """This episode's own copy of the tables, opened at the first call that writes."""
         if self._connection is None:
             self._connection = open_image(world_image(self._seed))
         return self._connection
 
+    @property
+    def _tables(self) -> sqlite3.Connection:
+        """Where to read: the own copy once there is one, until then what all episodes of this world share."""
+        return self._connection if self._connection is not None else shared_tables(self._seed)
+
     def final_state(self) -> dict[str, Any]:
         """`{"changes": rows}`: the canonical row difference from the start."""
-        if self._connection is None or self._connection.total_changes == 0:
+        own = self._connection
+        if own is None or own.total_changes == 0:
             return {"changes": []}
-        return {"changes": row_changes(start_snapshot(self._seed), snapshot(self._connection))}
+        return {"changes": row_changes(start_snapshot(self._seed), snapshot(own, own.written))}
 
     def teardown(self) -> None:
         if self._connection is not None:
@@ -212,7 +226,7 @@ class Shop(Environment):
             order: id of the order
         """
         self.get_order(order)
-        rows = self.database.execute("SELECT product, units FROM lines WHERE order_id = ?", (order,))
+        rows = self._tables.execute("SELECT product, units FROM lines WHERE order_id = ?", (order,))
         return [{"product": product, "units": units} for product, units in rows.fetchall()]
 
     @tool(inline=True)
@@ -224,7 +238,7 @@ class Shop(Environment):
         """
         self.get_customer(customer)
         query = "SELECT id FROM orders WHERE customer = ? ORDER BY day DESC LIMIT 1"
-        found = self.database.execute(query, (customer,)).fetchone()
+        found = self._tables.execute(query, (customer,)).fetchone()
         if found is None:
             raise ToolError(f"customer {customer} has no order")
         return int(found[0])
@@ -238,7 +252,7 @@ class Shop(Environment):
         """
         self.get_order(order)
         query = "SELECT coalesce(sum(amount), 0) FROM refunds WHERE order_id = ?"
-        return int(self.database.execute(query, (order,)).fetchone()[0])
+        return int(self._tables.execute(query, (order,)).fetchone()[0])
 
     @tool(inline=True)
     def calculator(self, expression: str) -> int:
@@ -326,7 +340,7 @@ class Shop(Environment):
         if isinstance(key, str):
             key = clean_text(key)
         known = isinstance(key, str) or abs(key) <= MAX_AMOUNT
-        cursor = self.database.execute(query, (key if known else 0,))
+        cursor = self._tables.execute(query, (key if known else 0,))
         row = cursor.fetchone()
         if row is None:
             raise ToolError(f"no {what} {str(key)[:40] if known else 'with so large an id'}")

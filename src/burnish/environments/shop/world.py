@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import TypeVar
 
@@ -35,9 +36,9 @@ def pick(rng: Random, items: Sequence[T]) -> T:
 
 def pick_some(rng: Random, items: Sequence[T], n: int) -> list[T]:
     """`n` different items in random order (the first n steps of a Fisher-Yates shuffle)."""
-    pool = list(items)
+    pool, size, draw = list(items), len(items), rng.random
     for index in range(n):
-        other = index + int(rng.random() * (len(pool) - index))
+        other = index + int(draw() * (size - index))
         pool[index], pool[other] = pool[other], pool[index]
     return pool[:n]
 
@@ -120,8 +121,12 @@ def _orders(rng: Random, products: Sequence[str], customers: Sequence[int]) -> d
     }
 
 
+@lru_cache(maxsize=256)
 def build_world(seed: int) -> World:
-    """The world of a seed: 8 of 16 products, 8 of 24 customers, 12 of 90 orders, 4 refunds."""
+    """The world of a seed: 8 of 16 products, 8 of 24 customers, 12 of 90 orders, 4 refunds.
+
+    Cached: the members of a group, their tables and their grader share one, which nobody changes.
+    """
     rng = Random(seed)
     names = pick_some(rng, PRODUCTS, N_PRODUCTS)
     numbers = pick_some(rng, AMOUNTS, 2 * N_PRODUCTS)
