@@ -15,7 +15,7 @@ from burnish.core.trajectory import NO_VERSION, Trajectory
 from burnish.loop.dispatch import Dispatcher, Place, staleness_steps
 from burnish.loop.executor import Arrived, ShardEvent
 from burnish.loop.reinforce import Collected, sampling_params, train_step
-from burnish.loop.session import Session, plan
+from burnish.loop.session import Session, group_plans
 from burnish.loop.shard_pool import GroupOrder, PoolSetting, RolledGroup
 from burnish.loop.task_queue import TaskQueue
 from burnish.store.rows import Fate, StoredTrajectory
@@ -136,10 +136,7 @@ class AsyncRollouts:
     def _order(self, place: Place) -> None:
         settings = self._session.recipe
         step, group = divmod(place.number, settings.rl.groups)
-        plans = [
-            plan(self._tasks[place.task], "rl", step + 1, group, sample, settings.run.seed)
-            for sample in range(self._members)
-        ]
+        plans = group_plans(settings, self._tasks[place.task], step + 1, group, self._members)
         order = GroupOrder(number=place.number, plans=tuple(plans), need=settings.rl.group_size)
         self._session.executor.start(place.shard, order)
 

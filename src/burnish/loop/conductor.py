@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -207,6 +208,7 @@ def conduct(
             session.sync()
             _phases(session, loaded)
         finally:
+            session.settle()
             session.tell_notices()
 
 
@@ -302,14 +304,15 @@ def _rl_steps(session: Session, queue: TaskQueue, tasks: Sequence[Task]) -> Deci
                 continue
             state.task_cursor = queue.state()
             per_step = (time.perf_counter() - first_s) / (state.rl_step - first_step)
-            session.tell(
-                "rl",
-                step=state.rl_step,
-                steps=recipe.rl.steps,
-                reward=scalars["reward/mean"],
-                tokens_per_s=scalars["rate/sampled_tokens_per_s"],
-                eta_s=per_step * (recipe.rl.steps - state.rl_step),
-            )
+            # Not before the step is stored: what a user was told of survives a kill.
+            told = {
+                "step": state.rl_step,
+                "steps": recipe.rl.steps,
+                "reward": scalars["reward/mean"],
+                "tokens_per_s": scalars["rate/sampled_tokens_per_s"],
+                "eta_s": per_step * (recipe.rl.steps - state.rl_step),
+            }
+            session.later(partial(session.tell, "rl", **told))
             if session.ending is not None:
                 return session.ending
             every = recipe.evaluation.every
@@ -317,6 +320,10 @@ def _rl_steps(session: Session, queue: TaskQueue, tasks: Sequence[Task]) -> Deci
                 _evaluate_quickly(session)
             if state.rl_step % recipe.checkpoint.every == 0 or session.stop_requested():
                 save(session)
+        session.settle()
+        if session.stop_requested():
+            _save_once(session)
+            session.check_stop()
     return None
 
 

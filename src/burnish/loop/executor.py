@@ -69,6 +69,7 @@ class Executor(ABC):
         self.events: deque[ShardEvent] = deque()
         self.notices: list[str] = []
         self.on_progress: Callable[[], None] = _ignore
+        self._later: deque[Callable[[], object]] = deque()
 
     def rollout(self, orders: Sequence[RolloutOrder]) -> list[Rolled]:
         """Roll out and grade."""
@@ -123,6 +124,16 @@ class Executor(ABC):
                 if weight.device.type == "cpu":
                     weight.share_memory_()  # type: ignore[no-untyped-call]
         self._each("use_reference", [(weights,)] * self.size)
+
+    def later(self, work: Callable[[], object]) -> None:
+        """Do `work` of the conductor's own that nobody waits for: while the shards do what they are told next, at the
+        latest in `settle`.  An error of it is raised from there, and the executor is of no use afterwards."""
+        self._later.append(work)
+
+    def settle(self) -> None:
+        """Do now what was left for later."""
+        while self._later:
+            self._later.popleft()()
 
     # -- asynchronous pools --------------------------------------------------------------------------------------
 
@@ -218,6 +229,7 @@ class LocalExecutor(Executor):
         self._arrived.set()
 
     def _each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        self.settle()
         results = []
         for index, (buffer, args) in enumerate(zip(self._buffers, arguments, strict=True)):
             if method == "gradients":

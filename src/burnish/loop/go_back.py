@@ -30,6 +30,7 @@ def go_back(session: Session, queue: TaskQueue, decision: Decision) -> None:
     Steps after the checkpoint are superseded as on a resume, and the checkpoint is written anew before that, so that a
     kill at any moment leaves a run that goes on from here.  Raises CheckpointError where the checkpoint is corrupt.
     """
+    session.settle()
     state, writer = session.state, session.writer
     name, from_step = str(decision.values["checkpoint"]), state.rl_step
     loaded = load_checkpoint(writer.layout.checkpoints, name)

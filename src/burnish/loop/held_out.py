@@ -22,6 +22,7 @@ def evaluate_policy(
     """Evaluate the present policy on the first `tasks` of a split, and commit the result as the next step of phase
     "eval".  Task seeds do not depend on label or step, so that evaluations of one run pair."""
     recipe, state = session.recipe, session.state
+    session.settle()
     session.tell("evaluate", message=f"{label} {split} {mode.value}")
     seed = derive_seed(recipe.run.seed, "evaluation")
     spec = EvalSpec(label=label, split=split, mode=mode, seed=seed, temperature=recipe.rl.temperature)

@@ -16,6 +16,8 @@ FINAL = "final"
 def save(session: Session) -> None:
     """Write a checkpoint of everything, note it in the store, and delete old ones beyond what the recipe keeps."""
     state, writer, recipe = session.state, session.writer, session.recipe
+    # A checkpoint must not know of a step that the store does not have.
+    session.settle()
     session.oversight.remember()
     if state.phase == "rl":
         _mark(session)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,9 @@ from burnish.loop.state import LoopState
 from burnish.loop.worlds import World
 from burnish.policies.checksum import weight_checksum
 from burnish.rollout.episode import EpisodePlan
+from burnish.store.rows import StepRecord
 from burnish.store.writer import RunWriter
+from burnish.tasks.horizon import HorizonMix
 from burnish.training.optimizer import Optimizer
 
 MICRO_BATCH_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
@@ -86,6 +89,22 @@ class Session:
             self.writer.event("worker_replaced", notice)
             self.watch(Progress(phase="prepare", message=notice))
 
+    def commit(self, record: StepRecord) -> None:
+        """Make a step durable, `later`."""
+        self.later(partial(self.writer.commit_step, record))
+
+    def later(self, work: Callable[[], object]) -> None:
+        """Do `work` beside the next rollouts, in the order in which it was left; now where shards do not wait for the
+        conductor.  `settle` waits for it; an error comes from there or from what the shards are told next."""
+        if self.overlapping:
+            work()
+        else:
+            self.executor.later(work)
+
+    def settle(self) -> None:
+        """Whatever was committed is durable when this returns."""
+        self.executor.settle()
+
     def check_stop(self) -> None:
         """Raises RunStopped where the user asked for a stop."""
         if self.stop_requested():
@@ -109,12 +128,14 @@ class Session:
 
     def sync(self) -> float:
         """Announce the present weights to every sampler and check that they arrived; returns the canary difference."""
+        checksums: list[str] = []
+        self.executor.later(lambda: checksums.append(weight_checksum(self.policy.model)))
         echoes = self.executor.sync(self.state.version, self.canary)
         own = self.own.score(self.canary, echoes[0]) if self.canary else []
         difference = max((largest_difference(own, echo.canary_logprobs) for echo in echoes), default=0.0)
         check_freshness(
             version=self.state.version,
-            checksum=weight_checksum(self.policy.model),
+            checksum=checksums[0],
             echoed=[(echo.version, echo.checksum) for echo in echoes],
             difference=difference,
             tolerance=self.tolerance,
@@ -161,6 +182,15 @@ class Session:
             groups.setdefault(one.group_id, []).append(index)
         members = list(groups.values())
         return [[i for group in part for i in members[group]] for part in deal(len(members), self.executor.size)]
+
+
+def group_plans(recipe: Recipe, task: Task, step: int, group: int, members: int) -> list[EpisodePlan]:
+    """The episodes of one training group, which may all take equally many turns."""
+    plans = [plan(task, "rl", step, group, sample, recipe.run.seed) for sample in range(members)]
+    if not recipe.limits.horizons:
+        return plans
+    turns = HorizonMix(horizons=recipe.limits.horizons).draw(recipe.run.seed, step, group)
+    return [replace(one, max_turns=turns) for one in plans]
 
 
 def plan(task: Task, phase: str, step: int, group: int, sample: int, seed: int) -> EpisodePlan:

@@ -170,6 +170,7 @@ class ProcessExecutor(Executor):
                     asked[index] = self._workers[index].lives
                     with contextlib.suppress(OSError):
                         self._workers[index].pipe.send((worker_process.ASK, method, arguments[index]))
+            self.settle()
             for index in self._readable(waiting, POLL_S):
                 answer = self._take(index)
                 if answer is not None:
