@@ -73,6 +73,20 @@ def test_worker_processes_see_the_same(tmp_path: Path) -> None:
     assert differences(facts(tmp_path / "one"), facts(tmp_path / "two")) == []
 
 
+def test_sums_of_large_shards_say_what_their_columns_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_run(tiny_recipe(*SHORT, *ON), tmp_path / "columns")
+    monkeypatch.setattr(shard_step, "MOST_AS_COLUMNS", 0)
+    start_run(tiny_recipe(*SHORT, *ON), tmp_path / "sums")
+    found, expected = (
+        {name: dict(values) for name, values in RunReader(tmp_path / folder).all_scalars("rl").items()}
+        for folder in ("sums", "columns")
+    )
+    names = [name for name in expected if name.startswith("health/")]
+    assert len(names) > 50
+    for name in names:
+        assert found[name] == pytest.approx(expected[name], rel=1e-6, abs=1e-9), name
+
+
 def test_resume_goes_on_exactly_and_loses_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScriptedWatch, "findings", (2, 5))
     decision = Decision(act=Act.LEARNING_RATE, step=4, reason="r", values={"factor": 0.5})

@@ -1,4 +1,4 @@
-"""The quick form of the cost benchmark runs and gives no verdict."""
+"""The quick forms of the benchmarks of health run and give no verdict."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "health_cost.py"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.mark.slow
-def test_quick_form() -> None:
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARK), "--quick"], capture_output=True, text=True, timeout=240, check=False
-    )
+@pytest.mark.parametrize(
+    ("name", "figure"), [("health_cost", "worst_ms_per_million"), ("update_size", "spearman/softmax/all")]
+)
+def test_quick_form(name: str, figure: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--data", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
+    lines = [line for line in done.stdout.splitlines()[:-1] if not line.startswith("{")]
+    assert max(map(len, lines)) <= 80
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["holds"] is None
-    assert found["worst_ms_per_million"] > 0
+    value = found["figures"][figure]["median"] if "figures" in found else found[figure]
+    assert value > 0

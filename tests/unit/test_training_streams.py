@@ -84,11 +84,11 @@ def test_a_record_holds_the_scores_of_every_trained_token(family: str, budget: i
     record = TokenRecord(score_norm=True)
     learner.accumulate(samples, learner.normaliser(samples), record=record)
     for place, sample in enumerate(samples):
-        found, expected = record.of(place), plain_scores(learner.model, sample, 0.8)
-        assert len(found.logprobs) == sample.trained_tokens
+        part, expected = record.part(place), plain_scores(learner.model, sample, 0.8)
+        assert part.stop - part.start == sample.trained_tokens
         for name, values in expected.items():
-            assert getattr(found, name).tolist() == pytest.approx(values, abs=2e-5), name
-        assert found.reference is None
+            assert record.streams[name][part].tolist() == pytest.approx(values, abs=2e-5), name
+    assert record.streams.keys() == {"logprobs", "entropy", "score_norm"}
 
 
 def test_both_kinds_of_passes_were_tried():
@@ -108,8 +108,8 @@ def test_without_the_softmax_statistics_there_is_no_score_norm():
     learner, samples = learner_of("qwen3")
     record = TokenRecord()
     learner.accumulate(samples, learner.normaliser(samples), record=record)
-    assert record.of(0).score_norm is None
-    assert len(record.of(0).entropy) == samples[0].trained_tokens
+    assert record.streams.keys() == {"logprobs", "entropy"}
+    assert len(record.streams["entropy"]) == sum(sample.trained_tokens for sample in samples)
 
 
 def test_a_split_for_memory_begins_the_record_anew(monkeypatch: pytest.MonkeyPatch):
@@ -131,9 +131,8 @@ def test_a_split_for_memory_begins_the_record_anew(monkeypatch: pytest.MonkeyPat
     learner.accumulate(samples, learner.normaliser(samples), record=split)
     assert learner.memory_splits > 0
     assert len(calls) > 2
-    for place in range(len(samples)):
-        assert split.of(place).logprobs.tolist() == pytest.approx(whole.of(place).logprobs.tolist(), abs=1e-5)
-        assert split.of(place).score_norm.tolist() == pytest.approx(whole.of(place).score_norm.tolist(), abs=1e-5)
+    for name in ("logprobs", "score_norm"):
+        assert split.streams[name].tolist() == pytest.approx(whole.streams[name].tolist(), abs=1e-5)
 
 
 def test_the_reference_is_recorded_too():
@@ -147,7 +146,7 @@ def test_the_reference_is_recorded_too():
     learner.accumulate(samples, learner.normaliser(samples), record=record)
     for place, sample in enumerate(samples):
         expected = plain_scores(reference, sample, 1.0)["logprobs"]
-        assert record.of(place).reference.tolist() == pytest.approx(expected, abs=2e-5)
+        assert record.streams["reference"][record.part(place)].tolist() == pytest.approx(expected, abs=2e-5)
 
 
 def test_a_sample_without_trained_tokens_has_an_empty_record():
@@ -163,8 +162,13 @@ def test_a_sample_without_trained_tokens_has_an_empty_record():
     )
     record = TokenRecord()
     learner.accumulate([samples[0], nothing, samples[1]], 9.0, record=record)
-    assert len(record.of(1).logprobs) == 0
-    assert len(record.of(2).logprobs) == samples[1].trained_tokens
+    first, second = samples[0].trained_tokens, samples[1].trained_tokens
+    assert [record.part(place) for place in range(3)] == [
+        slice(0, first),
+        slice(first, first),
+        slice(first, first + second),
+    ]
+    assert len(record.streams["logprobs"]) == first + second
 
 
 def test_score_norms_of_certain_and_uniform_tokens():

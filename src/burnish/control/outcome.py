@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from burnish.control.hysteresis import Hysteresis
 
 _Z_ONE_SIDED_95 = 1.6449
@@ -46,7 +48,7 @@ class OutcomeContrast:
         >>> OutcomeContrast.of([[0.0, 1.0], [1.0, 1.0]]).reward_variance
         0.125
         """
-        variances = [statistics.pvariance(rewards) for rewards in rewards_G if len(rewards) > 1]
+        variances = [float(np.var(rewards)) for rewards in rewards_G if len(rewards) > 1]
         mean = math.fsum(variances) / len(variances) if variances else None
         return cls(reward_variance=mean, heldout_success=heldout_success, heldout_episodes=heldout_episodes)
 

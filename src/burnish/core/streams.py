@@ -1,10 +1,36 @@
-"""What health looks at: one trajectory's sampled tokens under every policy that matters, and what is known about it."""
+"""What health looks at: sampled tokens under every policy that matters, and what is known of their trajectories.
+
+`TokenStream` is one trajectory, for files and for people; `TokenColumns` is many of them, column by column, at a
+fraction of the cost.  Each can be made from the other.
+"""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, chain
+from operator import attrgetter
+from typing import Any
+
+from burnish.core.pickling import quickly_pickled
+
+STREAMS = {
+    **dict.fromkeys(("behaviour", "learner", "proximal", "reference", "entropy", "score_norm"), "f"),
+    "control": "b",
+    "staleness": "i",
+}
+"""Type code of each stream over the tokens."""
+
+AFTER_TOOL, AFTER_ERROR, AFTER_IMAGE, AFTER_COMPACTION = 1, 2, 4, 8
+"""Bits of an action, for the fields of `ActionSpan`."""
+
+SCALARS = (
+    *("id", "group_id", "source", "skill", "outcome"),
+    *("step", "turns", "tool_calls", "tool_errors", "retries"),
+    *("advantage", "reward", "success", "progress", "reward_parts"),
+)
+"""What both forms hold once for each trajectory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +53,30 @@ class ActionSpan:
     after_error: bool = False
     after_image: bool = False
     after_compaction: bool = False
+
+    @classmethod
+    def of(cls, *, start: int, end: int, turn: int, tool: str, bits: int) -> ActionSpan:
+        """From `AFTER_TOOL` and other bits added."""
+        return cls(
+            start=start,
+            end=end,
+            turn=turn,
+            tool=tool,
+            after_tool=bool(bits & AFTER_TOOL),
+            after_error=bool(bits & AFTER_ERROR),
+            after_image=bool(bits & AFTER_IMAGE),
+            after_compaction=bool(bits & AFTER_COMPACTION),
+        )
+
+    @property
+    def bits(self) -> int:
+        """`AFTER_TOOL` and other bits added."""
+        return (
+            self.after_tool * AFTER_TOOL
+            | self.after_error * AFTER_ERROR
+            | self.after_image * AFTER_IMAGE
+            | self.after_compaction * AFTER_COMPACTION
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,3 +148,164 @@ class TokenStream:
     def length(self) -> int:
         """N, the number of sampled tokens."""
         return len(self.behaviour)
+
+
+@quickly_pickled
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One stream of B trajectories.  values: N numbers in the machine's own form (`STREAMS`), zeros where a trajectory
+    has none.  has: a byte for each trajectory, 1 where it has the stream.
+
+    `Column(values=array("f", [-0.7, -0.2]).tobytes(), has=bytes([1]))`
+    """
+
+    values: bytes
+    has: bytes
+
+
+@quickly_pickled
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenColumns:
+    """B trajectories of K actions and N sampled tokens, one after another; fields as in `TokenStream` and `ActionSpan`.
+
+    lengths, actions: array('i') [B], tokens and actions of each trajectory.  span_lengths, span_turns: array('i') [K],
+    tokens of each action, and its position.  span_bits: bytes [K], `AFTER_TOOL` and others added.  span_tools: [K].
+    streams: by name, those that any trajectory has.
+
+    Example: `TokenColumns.of([])` has B = K = N = 0.
+    """
+
+    id: tuple[str, ...]
+    group_id: tuple[str, ...]
+    source: tuple[str, ...]
+    skill: tuple[str, ...]
+    outcome: tuple[str, ...]
+    step: tuple[int, ...]
+    turns: tuple[int, ...]
+    tool_calls: tuple[int, ...]
+    tool_errors: tuple[int, ...]
+    retries: tuple[int, ...]
+    advantage: tuple[float | None, ...]
+    reward: tuple[float | None, ...]
+    success: tuple[float | None, ...]
+    progress: tuple[float | None, ...]
+    reward_parts: tuple[Mapping[str, float], ...]
+    lengths: array[int]
+    actions: array[int]
+    span_lengths: array[int]
+    span_turns: array[int]
+    span_bits: bytes
+    span_tools: tuple[str, ...]
+    streams: Mapping[str, Column]
+
+    def __post_init__(self) -> None:
+        tokens = sum(self.lengths)
+        if sum(self.span_lengths) != tokens or sum(self.actions) != len(self.span_lengths):
+            raise ValueError(
+                f"{len(self.span_lengths)} actions of {sum(self.span_lengths)} tokens do not make up {len(self.id)} "
+                f"trajectories of {sum(self.actions)} actions and {tokens} tokens"
+            )
+        for name, column in self.streams.items():
+            size = array(STREAMS[name]).itemsize
+            if len(column.values) != size * tokens:
+                raise ValueError(
+                    f"the stream {name!r} must hold {size} bytes a token, such as array({STREAMS[name]!r}), got "
+                    f"{len(column.values)} bytes for {tokens} tokens"
+                )
+
+    @property
+    def tokens(self) -> int:
+        """N, the number of sampled tokens."""
+        return sum(self.lengths)
+
+    @classmethod
+    def of(cls, streams: Sequence[TokenStream]) -> TokenColumns:
+        """The trajectories in the order given.  Raises ValueError for a stream of another type than its own."""
+        spans = [span for stream in streams for span in stream.spans]
+        lengths = array("i", [len(stream.behaviour) for stream in streams])
+        scalars = list(zip(*map(attrgetter(*SCALARS), streams), strict=True)) or [()] * len(SCALARS)
+        return cls(
+            **dict(zip(SCALARS, scalars, strict=True)),
+            lengths=lengths,
+            actions=array("i", [len(stream.spans) for stream in streams]),
+            span_lengths=array("i", [span.end - span.start for span in spans]),
+            span_turns=array("i", [span.turn for span in spans]),
+            span_bits=bytes([span.bits for span in spans]),
+            span_tools=tuple([span.tool for span in spans]),
+            streams=_filled({name: [getattr(stream, name) for stream in streams] for name in STREAMS}, lengths),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[TokenColumns]) -> TokenColumns:
+        """All trajectories of all parts, in the order given."""
+        if len(parts) < 2:
+            return parts[0] if parts else cls.of([])
+        tuples: dict[str, Any] = {
+            name: tuple(chain.from_iterable(getattr(part, name) for part in parts)) for name in SCALARS
+        }
+        arrays: dict[str, Any] = {
+            name: array("i", b"".join([getattr(part, name) for part in parts]))
+            for name in ("lengths", "actions", "span_lengths", "span_turns")
+        }
+        streams = {}
+        for name, code in STREAMS.items():
+            found = [part.streams.get(name) for part in parts]
+            if any(found):
+                size = array(code).itemsize
+                streams[name] = Column(
+                    values=b"".join(
+                        [c.values if c else bytes(size * p.tokens) for c, p in zip(found, parts, strict=True)]
+                    ),
+                    has=b"".join([c.has if c else bytes(len(p.id)) for c, p in zip(found, parts, strict=True)]),
+                )
+        return cls(
+            **tuples,
+            **arrays,
+            span_bits=b"".join([part.span_bits for part in parts]),
+            span_tools=tuple(chain.from_iterable(part.span_tools for part in parts)),
+            streams=streams,
+        )
+
+    def split(self) -> tuple[TokenStream, ...]:
+        """One stream for each trajectory; `TokenColumns.of(columns.split())` gives the columns again."""
+        spans, found = iter(self._spans()), []
+        ends = list(accumulate(self.lengths))
+        for row, (end, length, actions) in enumerate(zip(ends, self.lengths, self.actions, strict=True)):
+            streams: dict[str, Any] = {}
+            for name, column in self.streams.items():
+                if column.has[row]:
+                    size = array(STREAMS[name]).itemsize
+                    streams[name] = array(STREAMS[name], column.values[size * (end - length) : size * end])
+            scalars = {name: getattr(self, name)[row] for name in SCALARS}
+            found.append(TokenStream(**scalars, **streams, spans=tuple([next(spans) for _ in range(actions)])))
+        return tuple(found)
+
+    def _spans(self) -> list[ActionSpan]:
+        """The K actions, each with its place in its own trajectory."""
+        found: list[ActionSpan] = []
+        place = 0
+        for actions in self.actions:
+            start = 0
+            for at in range(place, place + actions):
+                end, bits = start + self.span_lengths[at], self.span_bits[at]
+                turn, tool = self.span_turns[at], self.span_tools[at]
+                found.append(ActionSpan.of(start=start, end=end, turn=turn, tool=tool, bits=bits))
+                start = end
+            place += actions
+        return found
+
+
+def _filled(parts: Mapping[str, Sequence[Any]], lengths: array[int]) -> dict[str, Column]:
+    """A column of each stream that any trajectory has, with zeros for the others."""
+    found = {}
+    for name, arrays in parts.items():
+        if all(part is None for part in arrays):
+            continue
+        size = array(STREAMS[name]).itemsize
+        found[name] = Column(
+            values=b"".join(
+                [bytes(size * n) if part is None else part for part, n in zip(arrays, lengths, strict=True)]
+            ),
+            has=bytes([part is not None for part in arrays]),
+        )
+    return found

@@ -1,17 +1,14 @@
-"""Token streams by columns: every stream of a step joined into one array, cut into runs of equal slices."""
+"""The tokens of a step cut into runs of equal slices, and each stream over them as an array."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from burnish.core.streams import ActionSpan, TokenStream
+from burnish.core.streams import AFTER_COMPACTION, AFTER_ERROR, AFTER_IMAGE, AFTER_TOOL, STREAMS, TokenColumns
 from burnish.health.slices import (
     AFTER,
     HORIZON_FROM,
@@ -34,7 +31,7 @@ Singles = npt.NDArray[np.float32]
 class Joined:
     """One stream of all trajectories, N tokens, zeros where a trajectory has none; has: which of the B have it."""
 
-    values: Singles
+    values: npt.NDArray[Any]
     has: Bools
 
 
@@ -57,117 +54,108 @@ class Runs:
     sign: Ints
 
 
-def join(streams: Sequence[TokenStream], name: str, lengths: Ints) -> Joined | None:
-    """One float stream of all trajectories, None where no trajectory has it."""
-    parts = [getattr(stream, name) for stream in streams]
-    has = np.array([part is not None for part in parts])
-    if not has.any():
+def ints(values: Any) -> Ints:
+    """An array of machine integers, such as array('i'), as int64."""
+    return np.frombuffer(values, dtype=np.intc).astype(np.int64)
+
+
+def join(columns: TokenColumns, name: str) -> Joined | None:
+    """One stream of all trajectories, None where no trajectory has it."""
+    column = columns.streams.get(name)
+    if column is None:
         return None
-    return Joined(values=_joined(parts, lengths, name, np.float32), has=has)
-
-
-def cut(streams: Sequence[TokenStream], names: SliceNames, sign: Ints, lengths: Ints) -> Runs:
-    """Runs of the N tokens.  sign: of the advantage of each of the B trajectories."""
-    spans = [span for stream in streams for span in stream.spans]
-    per_stream = np.array([len(stream.spans) for stream in streams], dtype=np.int64)
-    span_length = np.array([span.end - span.start for span in spans], dtype=np.int64)
-    kept = span_length > 0
-    span_start = np.cumsum(span_length) - span_length
-    trajectory = np.repeat(np.arange(len(streams)), per_stream)
-    attributes = _attributes(spans, streams, names, trajectory, sign)
-    keys = np.ravel_multi_index(tuple(np.stack(list(attributes.values()))), _radices(names))[kept]
-    classes, span_class = np.unique(keys, return_inverse=True)
-    start, run_span, token_class, staleness = _runs(streams, lengths, span_start[kept])
-    # control takes 2 values and staleness 6 (its ranges, and unknown)
-    used, cell = np.unique(span_class[run_span] * 12 + token_class, return_inverse=True)
-    decoded = dict(zip(attributes, np.unravel_index(classes[used // 12], _radices(names)), strict=True))
-    total = int(lengths.sum())
-    return Runs(
-        start=start,
-        length=np.diff(start, append=total),
-        trajectory=trajectory[kept][run_span],
-        cell=cell,
-        staleness=staleness,
-        post_tool=attributes["position"][kept][run_span] > 0,
-        families=_families(decoded, used % 12 // 6, used % 6, names),
-        sign=decoded["sign"],
+    return Joined(
+        values=np.frombuffer(column.values, dtype=STREAMS[name]), has=np.frombuffer(column.has, dtype=np.bool_)
     )
 
 
-def _joined(parts: Sequence[object], lengths: Ints, name: str, kind: type) -> npt.NDArray[Any]:
-    size = np.dtype(kind).itemsize
-    filled = [part if part is not None else bytes(size * int(n)) for part, n in zip(parts, lengths, strict=True)]
-    raw = b"".join(filled)  # type: ignore[arg-type]
-    if len(raw) != size * int(lengths.sum()):
-        raise ValueError(
-            f"the stream {name!r} must hold {size} bytes a token, such as array('f'), got {len(raw)} bytes"
-        )
-    return np.frombuffer(raw, dtype=kind)
+def cut(columns: TokenColumns, names: SliceNames, sign: Ints) -> Runs:
+    """Runs of the N tokens.  sign: of the advantage of each of the B trajectories."""
+    span_length, lengths = ints(columns.span_lengths), ints(columns.lengths)
+    kept = np.flatnonzero(span_length)
+    trajectory = np.repeat(np.arange(len(lengths)), ints(columns.actions))[kept]
+    attributes = [values if len(values) == len(kept) else values[kept] for values in _of_spans(columns, names)]
+    attributes += [values[trajectory] for values in _of_trajectories(columns, names, lengths, sign)]
+    keys = attributes[0]
+    for values, radix in zip(attributes[1:], _radices(names)[1:], strict=True):
+        keys = keys * radix + values
+    classes, span_class = np.unique(keys, return_inverse=True)
+    span_start = (np.cumsum(span_length) - span_length)[kept]
+    start, run_span, token_class, staleness = _runs(columns, lengths, span_start)
+    # control takes 2 values and staleness 6 (its ranges, and unknown)
+    key = span_class[run_span] * 12 + token_class
+    is_used = np.bincount(key, minlength=12 * len(classes)) > 0
+    used, cell = np.flatnonzero(is_used), (np.cumsum(is_used) - 1)[key]
+    decoded = np.unravel_index(classes[used // 12], _radices(names))
+    return Runs(
+        start=start,
+        length=np.diff(start, append=columns.tokens),
+        trajectory=trajectory[run_span],
+        cell=cell,
+        staleness=staleness,
+        post_tool=attributes[0][run_span] > 0,
+        families=_families(dict(zip(_ATTRIBUTES, decoded, strict=True)), used % 12 // 6, used % 6, names),
+        sign=decoded[-1],
+    )
+
+
+_ATTRIBUTES = ("position", "bits", "tool", "turn", "source", "horizon", "length", "sign")
+"""What decides the slices of a span: four of its own, four of its trajectory."""
 
 
 def _radices(names: SliceNames) -> tuple[int, ...]:
-    """How many values each attribute of a span can take, in the order of `_attributes`."""
-    ranges = len(TURN_FROM), len(HORIZON_FROM), len(LENGTH_FROM)
-    return 3, 2, 2, 2, len(names.tools) + 2, len(names.sources) + 1, *ranges, SIGNS
+    """How many values each of `_ATTRIBUTES` can take."""
+    return (
+        *(3, 16, len(names.tools) + 2, len(TURN_FROM)),
+        *(len(names.sources) + 1, len(HORIZON_FROM), len(LENGTH_FROM), SIGNS),
+    )
 
 
-def _attributes(
-    spans: Sequence[ActionSpan], streams: Sequence[TokenStream], names: SliceNames, trajectory: Ints, sign: Ints
-) -> dict[str, Ints]:
-    """What decides the slices of each of the K spans."""
-    tool_code = {name: i for i, name in enumerate(("", *names.tools))}
-    source_code = {name: i for i, name in enumerate(names.sources)}
-    get = attrgetter("after_tool", "after_error", "after_image", "after_compaction", "turn")
-    raw = np.fromiter(chain.from_iterable(map(get, spans)), dtype=np.int64, count=5 * len(spans)).reshape(-1, 5)
-    other_tool, other_source = len(names.tools) + 1, len(names.sources)
-    tool = np.array([tool_code.get(span.tool, other_tool) for span in spans], dtype=np.int64)
-    source = np.array([source_code.get(stream.source, other_source) for stream in streams], dtype=np.int64)
-    turns = np.array([stream.turns or len(stream.spans) for stream in streams], dtype=np.int64)
-    lengths = np.array([stream.length for stream in streams], dtype=np.int64)
-    return {
-        "position": np.where(tool > 0, 1, np.where(raw[:, 0] > 0, 2, 0)),
-        "error": raw[:, 1],
-        "image": raw[:, 2],
-        "compaction": raw[:, 3],
-        "tool": tool,
-        "source": source[trajectory],
-        "turn": _range_of(raw[:, 4], TURN_FROM),
-        "horizon": _range_of(turns, HORIZON_FROM)[trajectory],
-        "length": _range_of(lengths, LENGTH_FROM)[trajectory],
-        "sign": sign[trajectory],
-    }
+def _of_spans(columns: TokenColumns, names: SliceNames) -> list[Ints]:
+    """Position, bits, tool and turn of each of the K spans."""
+    code, other = {name: i for i, name in enumerate(("", *names.tools))}, len(names.tools) + 1
+    bits = np.frombuffer(columns.span_bits, dtype=np.uint8).astype(np.int64)
+    tool = np.array([code.get(name, other) for name in columns.span_tools], dtype=np.int64)
+    position = np.where(tool > 0, 1, (bits & AFTER_TOOL) * 2)
+    return [position, bits, tool, _range_of(ints(columns.span_turns), TURN_FROM)]
+
+
+def _of_trajectories(columns: TokenColumns, names: SliceNames, lengths: Ints, sign: Ints) -> list[Ints]:
+    """Source, horizon, length and sign of each of the B trajectories."""
+    code, other = {name: i for i, name in enumerate(names.sources)}, len(names.sources)
+    source = np.array([code.get(name, other) for name in columns.source], dtype=np.int64)
+    return [source, _range_of(horizons(columns), HORIZON_FROM), _range_of(lengths, LENGTH_FROM), sign]
+
+
+def horizons(columns: TokenColumns) -> Ints:
+    """Turns of each of the B trajectories, the number of its actions where it says none."""
+    turns = np.array(columns.turns, dtype=np.int64)
+    return np.where(turns == 0, ints(columns.actions), turns)
 
 
 def _range_of(values: Ints, starts: tuple[int, ...]) -> Ints:
     return np.maximum(np.searchsorted(np.array(starts), values, side="right") - 1, 0)
 
 
-def _runs(
-    streams: Sequence[TokenStream], lengths: Ints, span_start: Ints
-) -> tuple[Ints, Ints, Ints, npt.NDArray[np.float64]]:
+def _runs(columns: TokenColumns, lengths: Ints, span_start: Ints) -> tuple[Ints, Ints, Ints, npt.NDArray[np.float64]]:
     """Start of each run, its span, 6 x control + range of staleness (5: unknown), and its staleness (NaN: unknown)."""
-    total = int(lengths.sum())
-    opens = np.zeros(total, dtype=np.bool_)
-    controls = [stream.control for stream in streams]
-    ages = [stream.staleness for stream in streams]
-    control = age = None
-    if any(part is not None for part in controls):
-        control = _joined(controls, lengths, "control", np.int8)
-        np.not_equal(control[1:], control[:-1], out=opens[1:])
-    if any(part is not None for part in ages):
-        age = _joined(ages, lengths, "staleness", np.int32)
-        opens[1:] |= age[1:] != age[:-1]
+    opens = np.zeros(columns.tokens, dtype=np.bool_)
+    control, age = join(columns, "control"), join(columns, "staleness")
+    if control is not None:
+        np.not_equal(control.values[1:], control.values[:-1], out=opens[1:])
+    if age is not None:
+        opens[1:] |= age.values[1:] != age.values[:-1]
     opens[span_start] = True
     start = np.flatnonzero(opens)
     run_span = np.searchsorted(span_start, start, side="right") - 1
     label = np.full(len(start), len(STALENESS_FROM), dtype=np.int64)
     staleness = np.full(len(start), np.nan)
     if age is not None:
-        known = np.repeat([part is not None for part in ages], lengths)[start]
-        staleness[known] = age[start][known]
-        label[known] = _range_of(age[start][known], STALENESS_FROM)
+        found = age.values[start]
+        known = True if age.has.all() else np.repeat(age.has, lengths)[start]
+        staleness, label = np.where(known, found, staleness), np.where(known, _range_of(found, STALENESS_FROM), label)
     if control is not None:
-        label = label + 6 * (control[start] != 0)
+        label = label + 6 * (control.values[start] != 0)
     return start, run_span, label, staleness
 
 
@@ -185,10 +173,10 @@ def _families(decoded: dict[str, Ints], control: Ints, age: Ints, names: SliceNa
     families = np.stack(
         [
             position[decoded["position"]],
-            np.where(decoded["error"] > 0, at["post_tool_error"], total),
+            np.where(decoded["bits"] & AFTER_ERROR, at["post_tool_error"], total),
             np.where(control > 0, at["control"], total),
-            np.where(decoded["image"] > 0, at["after_image"], total),
-            np.where(decoded["compaction"] > 0, at["after_compaction"], total),
+            np.where(decoded["bits"] & AFTER_IMAGE, at["after_image"], total),
+            np.where(decoded["bits"] & AFTER_COMPACTION, at["after_compaction"], total),
             np.where(decoded["tool"] > 0, first_tool + decoded["tool"] - 1, total),
             first_source + decoded["source"],
             first_turn + decoded["turn"],

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from burnish.core.streams import TokenStream
-from burnish.health.columns import SIGNS, Bools, Ints, Joined, Runs, cut, join
+from burnish.core.streams import TokenColumns
+from burnish.health.columns import SIGNS, Bools, Ints, Joined, Runs, cut, horizons, ints, join
 from burnish.health.slices import PRINCIPAL, SliceNames
 from burnish.health.table import NUMBERS, TEXTS, TrajectoryTable
 from burnish.stats.histogram import CODES, MAGNITUDES, NONFINITE, codes
@@ -32,7 +32,7 @@ HUGE_NATS = 1e6
 """Sums take log-ratios beyond as this much: their squares must not overflow (some trainers mask with -1e30)."""
 
 FEW_TOKENS = 20_000
-"""Up to so many tokens go to their slices one by one; of more, equal ones are counted first."""
+"""Up to so many tokens go to their slices one by one; of more, equal ones are counted first.  The sums are the same."""
 
 TOKEN_CAP = 2.0
 """Cap of the clipped token weights, that of truncated importance sampling (Yao et al. 2025)."""
@@ -43,7 +43,14 @@ Singles = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reduced:
-    """The fields of `HealthSums` without its names."""
+    """Sums over the tokens of a step, by ratio, slice and sign of the advantage; S slices.
+
+    histograms: int64 [3, S, 3, 200], counts of log-ratios learner minus behaviour, proximal, reference
+    (`burnish.stats.histogram`).  moments: float64 [3, S, 3, 8], the columns `MOMENTS`, over finite log-ratios.
+    largest: float64 [3, S, 3], largest |log-ratio|.  tokens: int64 [S, 2], sampled tokens and those of trained
+    trajectories.  entropy: float64 [S, 2], sum in nats and tokens that have one.  nonfinite: int64 [8], raw numbers
+    of each input in `RAW` that are NaN or infinite.  table: a row for each trajectory.
+    """
 
     histograms: Ints
     moments: Floats
@@ -85,27 +92,27 @@ class _Ratio:
     has: Bools
 
 
-def reduce_streams(streams: Sequence[TokenStream], names: SliceNames) -> Reduced:
-    """Everything that `HealthSums` keeps of some trajectories."""
-    streams = sorted(streams, key=attrgetter("id"))
-    _check_ids([stream.id for stream in streams])
-    lengths = np.array([len(stream.behaviour) for stream in streams], dtype=np.int64)
-    advantage = _numbers(streams, "advantage")
-    joined = {name: join(streams, name, lengths) for name in RAW[:6]} if lengths.sum() else {}
-    bad = _nonfinite(streams, joined, lengths)
+def reduce_columns(given: TokenColumns, names: SliceNames) -> Reduced:
+    """The sums of some trajectories; raises ValueError where two have the same id."""
+    order = _in_order(given.id)
+    lengths = ints(given.lengths)
+    advantage = _numbers(given.advantage)
+    joined = {name: join(given, name) for name in RAW[:6]} if given.tokens else {}
+    bad = _nonfinite(given, joined, lengths)
     cells = (len(RATIOS), len(names.names), SIGNS)
     histograms = np.zeros((*cells, CODES), dtype=np.int64)
     moments, largest = np.zeros((*cells, len(MOMENTS))), np.zeros(cells)
     tokens, entropy = np.zeros((cells[1], 2), dtype=np.int64), np.zeros((cells[1], 2))
     columns: dict[str, Floats] = {}
     if joined:
-        batch = _batch(streams, names, lengths, joined, advantage)
+        batch = _batch(given, names, joined, advantage)
         ratios = {name: _ratio(batch, name) for name in RATIOS}
         for at, ratio in enumerate(ratios.values()):
             if ratio is not None:
                 histograms[at], moments[at], largest[at] = ratio.histogram, ratio.moments, ratio.largest
         tokens, entropy = _counts(batch)
         columns = _columns(batch, ratios)
+    columns |= {"length": lengths.astype(np.float64), "nonfinite": bad.sum(axis=0).astype(np.float64)}
     return Reduced(
         histograms=histograms,
         moments=moments,
@@ -113,51 +120,50 @@ def reduce_streams(streams: Sequence[TokenStream], names: SliceNames) -> Reduced
         tokens=tokens,
         entropy=entropy,
         nonfinite=bad.sum(axis=1),
-        table=_table(streams, lengths, advantage, bad.sum(axis=0), columns),
+        table=_table(given, columns | {"advantage": advantage}, order),
     )
 
 
-def _check_ids(ids: Sequence[str]) -> None:
+def _in_order(ids: Sequence[str]) -> list[int]:
+    """Places of the ids in ascending order."""
+    order = sorted(range(len(ids)), key=ids.__getitem__)
     if len(set(ids)) != len(ids):
-        twice = next(a for a, b in pairwise(ids) if a == b)
+        twice = next(ids[a] for a, b in pairwise(order) if ids[a] == ids[b])
         raise ValueError(f"two streams have the id {twice!r}; every trajectory needs its own")
+    return order
 
 
-def _numbers(streams: Sequence[TokenStream], name: str) -> Floats:
-    """One attribute of all trajectories, NaN for None and for what is not finite."""
-    values = np.array([getattr(stream, name) for stream in streams], dtype=np.float64)
-    values[~np.isfinite(values)] = np.nan
-    return values
+def _numbers(values: Sequence[float | None]) -> Floats:
+    """NaN for None and for what is not finite."""
+    found = np.array(values, dtype=np.float64)
+    found[np.isinf(found)] = np.nan
+    return found
 
 
-def _nonfinite(streams: Sequence[TokenStream], joined: dict[str, Joined | None], lengths: Ints) -> Ints:
+def _nonfinite(given: TokenColumns, joined: dict[str, Joined | None], lengths: Ints) -> Ints:
     """[8, B]: raw numbers of each input that are NaN or infinite, counted before anything is left out."""
-    found = np.zeros((len(RAW), len(streams)), dtype=np.int64)
+    found = np.zeros((len(RAW), len(lengths)), dtype=np.int64)
     for at, name in enumerate(RAW[:6]):
         stream = joined.get(name)
         # one NaN or infinity makes the sum one: the tokens are looked at only where there is something to find
         if stream is not None and not np.isfinite(stream.values.sum()):
-            row = np.repeat(np.arange(len(streams)), lengths)
-            found[at] = np.bincount(row[~np.isfinite(stream.values)], minlength=len(streams))
-    for at, name in enumerate(RAW[6:], start=6):
-        values = [getattr(stream, name) for stream in streams]
-        found[at] = [value is not None and not math.isfinite(value) for value in values]
+            row = np.repeat(np.arange(len(lengths)), lengths)
+            found[at] = np.bincount(row[~np.isfinite(stream.values)], minlength=len(lengths))
+    for at, values in ((6, given.advantage), (7, given.reward)):
+        bad = ~np.isfinite(np.array(values, dtype=np.float64))
+        if bad.sum() > values.count(None):
+            bad &= [value is not None for value in values]
+            found[at] = bad
     return found
 
 
-def _batch(
-    streams: Sequence[TokenStream],
-    names: SliceNames,
-    lengths: Ints,
-    joined: dict[str, Joined | None],
-    advantage: Floats,
-) -> _Batch:
+def _batch(given: TokenColumns, names: SliceNames, joined: dict[str, Joined | None], advantage: Floats) -> _Batch:
     sign = np.sign(np.nan_to_num(advantage)).astype(np.int64) + 1
-    runs = cut(streams, names, sign, lengths)
+    runs = cut(given, names, sign)
     member = np.zeros((len(names.names) + 1, len(runs.sign)))
     member[runs.families, np.arange(len(runs.sign))] = 1
     return _Batch(
-        rows=len(streams),
+        rows=len(advantage),
         joined=joined,
         runs=runs,
         member=_unions(member[:-1]),
@@ -189,8 +195,8 @@ def _ratio(batch: _Batch, name: str) -> _Ratio | None:
         d[bad] = 0
     start, runs = batch.runs.start, batch.runs
     present = has[runs.trajectory]
-    largest = np.maximum.reduceat(np.abs(d), start) * present
-    highest = largest.max(initial=0.0)
+    size = np.abs(d) if has.all() else np.abs(d) * np.repeat(present, runs.length)
+    highest = size.max(initial=0.0)
     if highest > HUGE_NATS:
         d = np.clip(d, -HUGE_NATS, HUGE_NATS)
     # a trajectory that lacks a side is left out of `highest`, but its weights must not overflow either
@@ -205,12 +211,12 @@ def _ratio(batch: _Batch, name: str) -> _Ratio | None:
         columns += [_per_run(clipped, start), _per_run(clipped * clipped, start)]
     else:
         columns += columns[3:5]
-    columns.append(_per_run(np.abs(d) > CLAMP_NATS, start) if highest > CLAMP_NATS else np.zeros(len(start)))
+    columns.append(_per_run(size > CLAMP_NATS, start) if highest > CLAMP_NATS else np.zeros(len(start)))
     per_run = np.stack(columns) * present
     return _Ratio(
         histogram=_histogram(batch, code, has),
         moments=_by_sign(batch, per_run),
-        largest=_largest(batch, largest),
+        largest=_largest(batch, size),
         per_run=per_run,
         squares=squares,
         has=has,
@@ -218,7 +224,9 @@ def _ratio(batch: _Batch, name: str) -> _Ratio | None:
 
 
 def _per_run(values: npt.NDArray[Any], start: Ints) -> Floats:
-    return np.add.reduceat(values, start, dtype=np.float64)
+    # of few tokens, to convert first is twice as fast as to let the sum do it; of many it is memory
+    converted = values.astype(np.float64) if len(values) <= FEW_TOKENS else values
+    return np.add.reduceat(converted, start, dtype=np.float64)
 
 
 def _histogram(batch: _Batch, code: Ints, has: Bools) -> Ints:
@@ -234,10 +242,11 @@ def _histogram(batch: _Batch, code: Ints, has: Bools) -> Ints:
         weights = counted[cells]
     cell = cells // CODES
     # a class begins at 200 x class in `cells`, and at 200 x (3 x slice + sign) in the histograms of its slices
-    target = batch.shift.take(cell, axis=1) + cells
+    target = batch.shift.take(cell, axis=1)
+    target += cells
     repeated = None if weights is None else np.tile(weights, len(target))
     total = np.bincount(target.ravel(), repeated, minlength=(slices + 1) * SIGNS * CODES)
-    exact = total.astype(np.int64).reshape(slices + 1, SIGNS, CODES)
+    exact = total.astype(np.int64, copy=False).reshape(slices + 1, SIGNS, CODES)
     return _unions(exact[:-1])
 
 
@@ -249,11 +258,13 @@ def _by_sign(batch: _Batch, per_run: Floats) -> Floats:
     return np.stack([batch.member[:, chosen] @ per_class[chosen] for chosen in of_sign], axis=1)
 
 
-def _largest(batch: _Batch, per_run: npt.NDArray[Any]) -> Floats:
-    """[S, 3] maxima of [R]."""
-    order = np.argsort(batch.runs.cell, kind="stable")
-    first = np.searchsorted(batch.runs.cell[order], np.arange(len(batch.runs.sign)))
-    per_class = np.maximum.reduceat(per_run[order], first)
+def _largest(batch: _Batch, size: Singles) -> Floats:
+    """[S, 3] maxima of [N]."""
+    per_class = np.zeros(len(batch.runs.sign), dtype=np.float32)
+    # where runs are short, one maximum for each of them costs more than one look at each token
+    per_run = len(size) > FEW_TOKENS
+    values = np.maximum.reduceat(size, batch.runs.start) if per_run else size
+    np.maximum.at(per_class, batch.runs.cell if per_run else batch.token_cell // CODES, values)
     split = np.where(batch.runs.sign == np.arange(SIGNS)[:, None], per_class, 0.0)
     found: Floats = (batch.member[:, None, :] * split).max(axis=-1)
     return found
@@ -313,25 +324,23 @@ def _score_norms(batch: _Batch, has: Bools) -> Singles:
     return norms if np.isfinite(norms.sum()) else np.nan_to_num(norms, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _table(
-    streams: Sequence[TokenStream], lengths: Ints, advantage: Floats, bad: Ints, columns: dict[str, Floats]
-) -> TrajectoryTable:
-    unknown = np.full(len(streams), np.nan)
-    learner = np.array([stream.learner is not None for stream in streams], dtype=np.bool_)
-    numbers = {
-        "length": lengths,
-        "turns": [stream.turns or len(stream.spans) for stream in streams],
-        "post_tool_tokens": np.zeros(len(streams)),
-        "tool_calls": [stream.tool_calls for stream in streams],
-        "tool_errors": [stream.tool_errors for stream in streams],
-        "retries": [stream.retries for stream in streams],
-        "nonfinite": bad,
-        "trained": learner & ~np.isnan(advantage),
-        "advantage": advantage,
-        **{name: _numbers(streams, name) for name in ("reward", "success", "progress")},
+def _table(given: TokenColumns, columns: dict[str, Floats], order: Sequence[int]) -> TrajectoryTable:
+    """columns: what comes from the tokens, in the order given; order: that of the rows."""
+    numbers = np.full((len(NUMBERS), len(order)), np.nan)
+    learner = given.streams.get("learner")
+    known = {
+        "turns": horizons(given),
+        "post_tool_tokens": 0,
+        **{name: getattr(given, name) for name in ("tool_calls", "tool_errors", "retries")},
+        "trained": False if learner is None else np.frombuffer(learner.has, np.bool_) & ~np.isnan(columns["advantage"]),
+        **{name: _numbers(getattr(given, name)) for name in ("reward", "success", "progress")},
         **columns,
     }
-    table = np.stack([np.asarray(numbers.get(name, unknown), dtype=np.float64) for name in NUMBERS], axis=1)
-    return TrajectoryTable(
-        texts={name: tuple(map(attrgetter(name), streams)) for name in TEXTS}, numbers=table.reshape(-1, len(NUMBERS))
-    )
+    for row, name in zip(numbers, NUMBERS, strict=True):
+        if name in known:
+            row[:] = known[name]
+    texts = {name: getattr(given, name) for name in TEXTS}
+    if len(order) > 1:
+        pick = itemgetter(*order)
+        texts = {name: pick(column) for name, column in texts.items()}
+    return TrajectoryTable(texts=texts, numbers=np.ascontiguousarray(numbers.T[order]))

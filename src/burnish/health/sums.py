@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from burnish.core.streams import TokenStream
+from burnish.core.streams import TokenColumns, TokenStream
 from burnish.health.columns import SIGNS
 from burnish.health.figures import TrajectoryFigures
-from burnish.health.reduction import MOMENTS, RATIOS, RAW, Reduced, reduce_streams
+from burnish.health.reduction import MOMENTS, RATIOS, RAW, Reduced, reduce_columns
 from burnish.health.slices import SliceNames
 from burnish.health.table import NUMBERS, TEXTS, TrajectoryTable
 from burnish.stats.histogram import CODES
@@ -28,34 +28,21 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class HealthSums:
-    """Sums over the tokens of a step, by ratio, slice and sign of the advantage; S slices of `names.names`.
-
-    histograms: int64 [3, S, 3, 200], counts of log-ratios learner minus behaviour, proximal, reference
-    (`burnish.stats.histogram`).  moments: float64 [3, S, 3, 8], the columns `MOMENTS`, over finite log-ratios.
-    largest: float64 [3, S, 3], largest |log-ratio|.  tokens: int64 [S, 2], sampled tokens and those of trained
-    trajectories.  entropy: float64 [S, 2], sum in nats and tokens that have one.  nonfinite: int64 [8], raw numbers
-    of each input in `RAW` that are NaN or infinite.  table: a row for each trajectory.
+class HealthSums(Reduced):
+    """The sums of a step under the slices `names`; those of several shards add up.
 
     Example: `HealthSums.of([], SliceNames())` holds zeros and no rows.
     """
 
     names: SliceNames
-    histograms: Ints
-    moments: Floats
-    largest: Floats
-    tokens: Ints
-    entropy: Floats
-    nonfinite: Ints
-    table: TrajectoryTable
 
     @classmethod
-    def of(cls, streams: Sequence[TokenStream], names: SliceNames) -> HealthSums:
+    def of(cls, given: TokenColumns | Sequence[TokenStream], names: SliceNames) -> HealthSums:
         """The sums of some trajectories of one step; no trajectories give zeros under the same keys.
 
         Raises ValueError where two streams have the same id.
         """
-        reduced = reduce_streams(streams, names)
+        reduced = reduce_columns(given if isinstance(given, TokenColumns) else TokenColumns.of(given), names)
         return cls(names=names, **{name: getattr(reduced, name) for name in Reduced.__slots__})
 
     @classmethod

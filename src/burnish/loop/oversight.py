@@ -6,6 +6,7 @@ training; in "act" decisions turn `LoopState.knobs` after the step that led to t
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,18 @@ from burnish.control.rollback import CheckpointMark
 from burnish.control.spec import LADDER, LadderSpec
 from burnish.core.finding import Act, Decision, Finding
 from burnish.core.grade import Aggregator
-from burnish.core.streams import TokenStream
+from burnish.core.streams import TokenColumns, TokenStream
 from burnish.core.task import Task
+from burnish.diagnosis.diagnose import Engine
+from burnish.diagnosis.formats.run import trajectory_record
+from burnish.diagnosis.tags import near_misses
+from burnish.health.monitors import default_monitors
 from burnish.health.slices import OTHER, SliceNames
 from burnish.health.sums import HealthSums
+from burnish.health.table import TrajectoryTable
 from burnish.health.watch import Watch, WatchSpec
 from burnish.loop.config import Recipe
-from burnish.loop.grading import judged
+from burnish.loop.grading import integrity_monitors
 from burnish.loop.members import can_be_capped
 from burnish.loop.state import LoopState
 from burnish.loop.step_order import Seen
@@ -36,6 +42,7 @@ from burnish.store.rows import Event
 MOST_NAMES = 32
 """Tools, sources and skills beyond the most frequent so many are counted as "other"."""
 
+_NOT_OF_LADDER = {"mode", "rungs", "keep_reference", "quarantine_steps", "reservoir_groups", "progress_from"}
 UNWATCHED = ("time/", "rate/", "pool/")
 """Scalars that say something about the machine, not about the estimator; a resumed run would not repeat them."""
 
@@ -71,6 +78,7 @@ class Oversight:
         self._watch: Watch | None = None
         self._ladder: Ladder | None = None
         self._reservoir: Reservoir | None = None
+        self._engine = Engine()
         if not recipe.health.on:
             return
         tasks = world.tasks("train")
@@ -82,7 +90,7 @@ class Oversight:
             self._open_reservoir()
 
     def _open_watch(self, names: SliceNames) -> None:
-        spec, stored = watch_spec(self._recipe, names), self._state.health
+        spec, stored = watch_spec(self._recipe, names, self._aggregator), self._state.health
         self._watch = Watch(spec) if stored is None else Watch.restore(spec, stored)
 
     def _open_reservoir(self) -> None:
@@ -104,33 +112,39 @@ class Oversight:
         self, step: int, seen: Sequence[Seen], scalars: Mapping[str, float], groups: Sequence[GroupResult]
     ) -> Observed:
         """Merge what the shards saw, in the order given, and look at it."""
-        if self._watch is None:
+        if self._watch is None or self.names is None:
             return Observed(scalars={})
         started_s = time.process_time()
-        parts = [HealthSums.from_bytes(one.sums) for one in seen if one.sums]
-        sums = HealthSums.merge(parts) if parts else HealthSums.of([], self._watch.spec.names)
+        sums = merged(seen, self.names)
         raw = {name: value for name, value in scalars.items() if not name.startswith(UNWATCHED)}
         found = self._watch.step(step, sums, raw)
-        decisions = self._decide(step, {**raw, **found.scalars}, found.findings, groups)
+        watched_s = time.process_time()
+        decisions = self._decide(step, {**raw, **found.scalars}, found.findings, groups, sums.table)
         ends = [decision for decision in decisions if decision.act in _ENDS and self.acts]
-        spent_s = time.process_time() - started_s + sum(one.cpu_s for one in seen)
         more = {**self._state.knobs.scalars(), "control/decisions": float(len(decisions))} if self._ladder else {}
+        if self._ladder is not None:
+            more["time/control_s"] = time.process_time() - watched_s
         return Observed(
             scalars={
                 **found.scalars,
                 **more,
                 "health/findings": float(len(found.findings)),
-                "time/health_s": spent_s,
+                "time/health_s": watched_s - started_s + sum(one.cpu_s for one in seen),
             },
             events=[*map(_finding_event, found.findings), *map(_decision_event, decisions)],
             decisions=decisions,
-            streams=[stream for one in seen for stream in one.streams],
+            streams=_kept(seen) if self._recipe.health.keep_streams else (),
             ending=ends[0] if ends else None,
             sizes=_sizes(sums) if self._recipe.rl.normalise == "variance" else {},
         )
 
     def _decide(
-        self, step: int, scalars: Mapping[str, float], findings: Sequence[Finding], groups: Sequence[GroupResult]
+        self,
+        step: int,
+        scalars: Mapping[str, float],
+        findings: Sequence[Finding],
+        groups: Sequence[GroupResult],
+        table: TrajectoryTable,
     ) -> tuple[Decision, ...]:
         if self._ladder is None or self._reservoir is None:
             return ()
@@ -152,16 +166,39 @@ class Oversight:
         if evaluated is not None and self._ladder.is_well:
             for mark in state.marks:
                 mark.verified |= mark.step == evaluated.step
+        outcomes = dict(
+            zip(table.texts["id"], zip(table.column("success"), table.column("progress"), strict=True), strict=True)
+        )
         for group in groups:
             if group.signal:
-                self._reservoir.offer(_candidates(group, step, self._aggregator))
+                self._reservoir.offer(_candidates(group, step, outcomes, self._distances(group, step)))
         return tuple(_without_unknown_slice(decision) for decision in decisions)
 
+    def _distances(self, group: GroupResult, step: int) -> dict[str, float]:
+        """How far the failed members came before their critical step, by id, where the recipe asks for a diagnosis."""
+        if self._recipe.control.progress_from != "diagnosis":
+            return {}
+        records = [
+            trajectory_record(trajectory, reward=reward, step=step)
+            for trajectory, reward in zip(group.trajectories, group.rewards_G, strict=True)
+        ]
+        return near_misses(self._engine, records)
+
     def carry_out(self, observed: Observed) -> None:
-        """Turn the knobs, where control may act."""
-        if self.acts:
-            for decision in observed.decisions:
-                self._state.knobs.turn(decision)
+        """Turn the knobs, where control may act.
+
+        Another mixture of tasks is another world for the monitors: when the curriculum begins and when it ends they
+        warm up anew.  In between it follows its sources, which must not leave the run unwatched.  Of the other knobs,
+        near-miss groups alone move monitors in the direction of their fault, and no monitor can be reset by itself.
+        """
+        if not self.acts:
+            return
+        knobs = self._state.knobs
+        before = Act.CURRICULUM in knobs.turned
+        for decision in observed.decisions:
+            knobs.turn(decision)
+        if self._watch is not None and (Act.CURRICULUM in knobs.turned) != before:
+            self._watch.rebaseline()
 
     def near_misses(self, step: int) -> list[tuple[int, tuple[str, ...]]]:
         """What the next batch gets from the reservoir: the step and the ids of each group."""
@@ -189,6 +226,19 @@ class Oversight:
         self.remember()
 
 
+def merged(seen: Sequence[Seen], names: SliceNames) -> HealthSums:
+    """One reduction of all columns, in the order given, added to the sums of shards that had too much to send."""
+    columns = [one.columns for one in seen if one.columns is not None]
+    parts = [HealthSums.from_bytes(one.sums) for one in seen if one.sums]
+    if columns or not parts:
+        parts.append(HealthSums.of(TokenColumns.joined(columns), names))
+    return HealthSums.merge(parts)
+
+
+def _kept(seen: Sequence[Seen]) -> list[TokenStream]:
+    return [stream for one in seen if one.columns is not None for stream in one.columns.split()]
+
+
 def slice_names(world: World, tasks: Sequence[Task]) -> SliceNames:
     """The slices of a run, from the tools of its world and the tags of its training tasks."""
     tools = [tool.spec.name for tool in world.make(tasks[0]).tools()]
@@ -205,7 +255,7 @@ def _most_frequent(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(ranked[:MOST_NAMES]))
 
 
-def watch_spec(recipe: Recipe, names: SliceNames) -> WatchSpec:
+def watch_spec(recipe: Recipe, names: SliceNames, aggregator: Aggregator) -> WatchSpec:
     """What is watched, and how strictly."""
     settings = recipe.health
     return WatchSpec(
@@ -213,6 +263,7 @@ def watch_spec(recipe: Recipe, names: SliceNames) -> WatchSpec:
         baseline_steps=settings.baseline_steps,
         false_alarms_per_1000=settings.false_alarms_per_1000,
         cooldown_steps=settings.cooldown_steps,
+        monitors=(*default_monitors(names), *integrity_monitors(aggregator)),
     )
 
 
@@ -220,7 +271,7 @@ def ladder_spec(recipe: Recipe, tasks: Sequence[Task]) -> LadderSpec:
     """The recipe's limits for control; raises ValueError where they contradict each other."""
     settings, counts = recipe.control, Counter(source_of(task.tags) for task in tasks)
     sources = {name: count / len(tasks) for name, count in sorted(counts.items()) if name}
-    fields = settings.model_dump(exclude={"mode", "rungs", "keep_reference", "quarantine_steps", "reservoir_groups"})
+    fields = settings.model_dump(exclude=_NOT_OF_LADDER)
     return LadderSpec(
         **fields,
         dry_run=settings.mode != "act",
@@ -231,13 +282,16 @@ def ladder_spec(recipe: Recipe, tasks: Sequence[Task]) -> LadderSpec:
     )
 
 
-def _candidates(group: GroupResult, step: int, aggregator: Aggregator) -> list[Candidate]:
-    """The members of a group that carry a reward, as the reservoir sees them."""
+def _candidates(
+    group: GroupResult, step: int, outcomes: Mapping[str, tuple[float, float]], distances: Mapping[str, float]
+) -> list[Candidate]:
+    """The members of a group that carry a reward, as the reservoir sees them.  outcomes: success and progress by id,
+    NaN where unknown; distances: what stands in for a progress that no grader tells."""
     candidates = []
-    for trajectory, grades, reward in zip(group.trajectories, group.grades_G, group.rewards_G, strict=True):
+    for trajectory, reward in zip(group.trajectories, group.rewards_G, strict=True):
         if reward is None:
             continue
-        found = judged(aggregator, grades, reward=reward, advantage=None)
+        success, progress = outcomes[trajectory.id]
         candidates.append(
             Candidate(
                 trajectory_id=trajectory.id,
@@ -245,8 +299,8 @@ def _candidates(group: GroupResult, step: int, aggregator: Aggregator) -> list[C
                 step=step,
                 source=source_of(trajectory.tags),
                 reward=reward,
-                success=found.success == 1.0,
-                progress=found.progress,
+                success=success == 1.0,
+                progress=distances.get(trajectory.id) if math.isnan(progress) else float(progress),
             )
         )
     return candidates

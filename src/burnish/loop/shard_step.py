@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,18 +15,22 @@ from numpy.typing import NDArray
 
 from burnish.algorithms.m2po import moment_limit
 from burnish.core.learning import TrainingSample
-from burnish.core.streams import TokenStream
+from burnish.core.streams import TokenColumns, TokenStream
 from burnish.core.trajectory import Trajectory
 from burnish.health.sums import HealthSums
 from burnish.loop.members import members
 from burnish.loop.step_order import Seen, StepOrder
 from burnish.rollout.samples import training_samples
-from burnish.rollout.streams import ControlTokens, LearnerStreams, action_spans, in_trained_order, token_stream
+from burnish.rollout.streams import ControlTokens, LearnerStreams, action_spans, in_trained_order, token_columns
 from burnish.training.learner import Learner
-from burnish.training.token_record import SampleScores, TokenRecord
+from burnish.training.token_record import TokenRecord
 
 Samples = dict[str, list[TrainingSample]]
 """The samples of each trained trajectory, by its id."""
+
+MOST_AS_COLUMNS = 20_000
+"""Sampled tokens whose columns are about as many bytes as sums; fewer are sent as they are, so that the reduction,
+which costs the same for one token as for a thousand, is done once for all shards."""
 
 
 class ShardStep:
@@ -60,37 +64,32 @@ class ShardStep:
     def see_untrained(self) -> Seen:
         """Everything that is not trained on: filtered, failed."""
         started_s = time.process_time()
-        if self.order.names is None:
-            return Seen()
         keys = [key for key, judgement in self.order.judgements.items() if judgement.advantage is None]
-        streams = [self._stream(key, None) for key in keys]
-        return self._seen(streams, started_s)
+        return self._seen(keys, None, started_s)
 
     def see_trained(self, keys: Sequence[str], samples: Samples, record: TokenRecord) -> Seen:
         """What was trained on in one update; `record` holds the samples of `keys` one after the other."""
         started_s = time.process_time()
-        streams, place = [], 0
-        for key in keys:
-            group = samples[key]
-            scores = [record.of(place + offset) for offset in range(len(group))]
-            place += len(group)
-            streams.append(self._stream(key, _learner_streams(group, scores)))
-        return self._seen(streams, started_s, self._masked_tokens)
+        learner = _learner_streams([sample for key in keys for sample in samples[key]], record)
+        return self._seen(keys, learner, started_s, self._masked_tokens)
 
-    def _seen(self, streams: Sequence[TokenStream], started_s: float, masked_tokens: int = 0) -> Seen:
+    def _seen(
+        self, keys: Sequence[str], learner: LearnerStreams | None, started_s: float, masked_tokens: int = 0
+    ) -> Seen:
         names = self.order.names
-        sums = b"" if names is None or not streams else HealthSums.of(streams, names).to_bytes()
-        return Seen(
-            sums=sums,
-            streams=tuple(streams) if self.order.keep_streams else (),
-            masked_tokens=masked_tokens,
-            cpu_s=time.process_time() - started_s,
-        )
+        if names is None or not keys:
+            return Seen(masked_tokens=masked_tokens)
+        columns = self._columns(keys, learner)
+        if columns.tokens > MOST_AS_COLUMNS and not self.order.keep_streams:
+            seen = Seen(sums=HealthSums.of(columns, names).to_bytes(), masked_tokens=masked_tokens)
+        else:
+            seen = Seen(columns=columns, masked_tokens=masked_tokens)
+        return replace(seen, cpu_s=time.process_time() - started_s)
 
-    def _stream(self, key: str, learner: LearnerStreams | None) -> TokenStream:
-        return token_stream(
-            self._trajectories[key],
-            self.order.judgements[key],
+    def _columns(self, keys: Sequence[str], learner: LearnerStreams | None) -> TokenColumns:
+        return token_columns(
+            [self._trajectories[key] for key in keys],
+            [self.order.judgements[key] for key in keys],
             step=self.order.step,
             version=self.order.version,
             control=self._control,
@@ -107,11 +106,10 @@ class ShardStep:
         samples = {key: all_samples[key] for key in keys}
         if not self.order.knobs.tail_caps or not samples:
             return samples
-        scores = iter(learner.score([sample for group in samples.values() for sample in group]))
-        streams = {}
-        for key, group in samples.items():
-            logprobs = _joined(_trained(sample, next(scores)) for sample in group)
-            streams[key] = self._stream(key, LearnerStreams(logprobs=logprobs))
+        flat = [sample for group in samples.values() for sample in group]
+        scored = [_trained(sample, scores) for sample, scores in zip(flat, learner.score(flat), strict=True)]
+        columns = self._columns(list(samples), LearnerStreams(logprobs=np.concatenate(scored)))
+        streams = dict(zip(samples, columns.split(), strict=True))
         weights = {key: np.ones(stream.length, dtype=np.float32) for key, stream in streams.items()}
         squares = {key: _squared_log_ratios(stream) for key, stream in streams.items()}
         for name, cap in self.order.knobs.tail_caps.items():
@@ -163,35 +161,23 @@ def _squared_log_ratios(stream: TokenStream) -> NDArray[np.float64]:
     return np.square(learner - np.frombuffer(stream.behaviour, dtype=np.float32))
 
 
-def _learner_streams(samples: Sequence[TrainingSample], scores: Sequence[SampleScores]) -> LearnerStreams:
-    """The scores of one trajectory's samples joined."""
+def _learner_streams(samples: Sequence[TrainingSample], record: TokenRecord) -> LearnerStreams:
+    """What was recorded of these samples, and the proximal policy where all of them have it."""
+    streams = record.streams
+    proximal = [
+        _trained(sample, sample.proximal_logprobs) for sample in samples if sample.proximal_logprobs is not None
+    ]
     return LearnerStreams(
-        logprobs=_joined(one.logprobs for one in scores),
-        entropy=_joined(one.entropy for one in scores),
-        score_norm=_joined_if_all([one.score_norm for one in scores]),
-        proximal=_joined_if_all(
-            [
-                None if sample.proximal_logprobs is None else _trained(sample, sample.proximal_logprobs)
-                for sample in samples
-            ]
-        ),
-        reference=_joined_if_all([one.reference for one in scores]),
+        logprobs=streams.get("logprobs", np.empty(0, dtype=np.float32)),
+        entropy=streams.get("entropy"),
+        score_norm=streams.get("score_norm"),
+        proximal=np.concatenate(proximal) if proximal and len(proximal) == len(samples) else None,
+        reference=streams.get("reference"),
     )
 
 
-def _trained(sample: TrainingSample, values: array[float]) -> array[float]:
+def _trained(sample: TrainingSample, values: array[float]) -> NDArray[np.float32]:
     """Of a stream over all tokens of a sample, those under the loss mask."""
     trained = np.frombuffer(sample.loss_mask, dtype=np.int8) != 0
-    return array("f", np.frombuffer(values, dtype=np.float32)[trained].tobytes())
-
-
-def _joined(parts: Iterable[array[float]]) -> array[float]:
-    joined = array("f")
-    for part in parts:
-        joined.extend(part)
-    return joined
-
-
-def _joined_if_all(parts: Sequence[array[float] | None]) -> array[float] | None:
-    known = [part for part in parts if part is not None]
-    return _joined(known) if known and len(known) == len(parts) else None
+    chosen: NDArray[np.float32] = np.frombuffer(values, dtype=np.float32)[trained]
+    return chosen

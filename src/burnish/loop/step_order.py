@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from burnish.algorithms.loss import LossSums
-from burnish.core.streams import TokenStream
+from burnish.core.streams import TokenColumns
 from burnish.core.trajectory import Trajectory
 from burnish.health.slices import SliceNames
 from burnish.rollout.streams import Judgement
@@ -53,14 +53,15 @@ class StepOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What a shard saw of some trajectories: `HealthSums` as bytes (empty where nobody watches), their streams where
-    they are kept, how many tokens the tail caps took out of the loss, and the CPU seconds that all this took.
+    """What a shard saw of some trajectories: their `HealthSums` as bytes (empty for none), or their columns where they
+    are few or kept (None for none); how many tokens the tail caps took out of the loss, and the CPU seconds that all
+    this took.
 
     `Seen(sums=b"...", cpu_s=0.002)`
     """
 
     sums: bytes = b""
-    streams: tuple[TokenStream, ...] = ()
+    columns: TokenColumns | None = None
     masked_tokens: int = 0
     cpu_s: float = 0.0
 

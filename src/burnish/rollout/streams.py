@@ -4,22 +4,41 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from operator import attrgetter, itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from burnish.core.grade import Grade
 from burnish.core.message import ImagePart, Role
-from burnish.core.streams import ActionSpan, TokenStream
+from burnish.core.streams import (
+    AFTER_COMPACTION,
+    AFTER_ERROR,
+    AFTER_IMAGE,
+    AFTER_TOOL,
+    ActionSpan,
+    Column,
+    TokenColumns,
+    TokenStream,
+)
 from burnish.core.trajectory import Node, Trajectory
 from burnish.rollout.branches import FORK_DROPPED, FORK_NEW, FORK_REWRITTEN
 from burnish.rollout.samples import trained_nodes
 
 SUCCESS_AT = 1.0 - 1e-6
 """A score counts as success from here on; partial credit is not success."""
+
+Singles = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+_JUDGED = ("advantage", "reward", "success", "progress", "reward_parts")
+_SCALARS = attrgetter(*_JUDGED)
+_TOOL = Role.TOOL
+
+_Context = tuple[str, tuple[str, ...], int]
+"""What stands before a place in the conversation: the tool and the failed tools of the observation right before, and
+the bits of `ActionSpan` (the one for an error left out)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,21 +76,24 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerStreams:
-    """What the learner computed for a trajectory: array('f') over its trained tokens in the order of
-    `training_samples`, None where it did not.  `LearnerStreams(logprobs=array("f", [-0.69]))`"""
+    """What the learner computed for some trajectories: float32 over all their trained tokens, one trajectory after
+    another, each in the order of `training_samples`; None where it did not.
 
-    logprobs: array[float]
-    entropy: array[float] | None = None
-    score_norm: array[float] | None = None
-    proximal: array[float] | None = None
-    reference: array[float] | None = None
+    `LearnerStreams(logprobs=np.array([-0.69], dtype=np.float32))`
+    """
+
+    logprobs: Singles
+    entropy: Singles | None = None
+    score_norm: Singles | None = None
+    proximal: Singles | None = None
+    reference: Singles | None = None
 
 
 class ControlTokens:
     """Which ids open or close a tool call or end a turn.
 
-    >>> ControlTokens([2, 5]).mark(array("i", [5, 1, 2, 900]))
-    array('b', [1, 0, 1, 0])
+    >>> ControlTokens([2, 5]).mark(np.array([5, 1, 2, 900])).tolist()
+    [1, 0, 1, 0]
     """
 
     def __init__(self, ids: Collection[int]) -> None:
@@ -79,9 +101,9 @@ class ControlTokens:
         self._table = np.zeros(max(ids, default=-1) + 2, dtype=np.int8)
         self._table[list(ids)] = 1
 
-    def mark(self, token_ids: array[int]) -> array[int]:
-        """array('b'): 1 where the token is one of them."""
-        return array("b", self._table.take(np.frombuffer(token_ids, dtype=np.intc), mode="clip").tobytes())
+    def mark(self, token_ids: NDArray[np.integer]) -> NDArray[np.int8]:
+        """1 where the token is one of them."""
+        return self._table.take(token_ids, mode="clip")
 
 
 def source_of(tags: Mapping[str, str]) -> str:
@@ -95,6 +117,54 @@ def source_of(tags: Mapping[str, str]) -> str:
     return f"level {tags['level']}" if tags.get("level") else ""
 
 
+def token_columns(
+    trajectories: Sequence[Trajectory],
+    judgements: Sequence[Judgement],
+    *,
+    step: int,
+    version: int,
+    control: ControlTokens,
+    learner: LearnerStreams | None = None,
+) -> TokenColumns:
+    """The streams of trajectories of step `step`, whose learner was at `version`; judgements[i] is of trajectories[i].
+
+    learner: None where they were not trained on (filtered, failed).  Raises ValueError where it does not fit.
+    """
+    actions = _Actions.of(trajectories)
+    sampled, spans_K = _sampled(actions.nodes)
+    first = np.concatenate([[0], np.cumsum(spans_K)])[np.concatenate([[0], np.cumsum(actions.counts, dtype=np.int64)])]
+    ids, versions = (np.frombuffer(sampled[name], dtype=np.intc) for name in ("token_ids", "versions"))
+    streams: dict[str, bytes] = {
+        "behaviour": sampled["logprobs"],
+        "control": control.mark(ids).tobytes(),
+        "staleness": (version - versions).tobytes(),
+    }
+    if learner is not None:
+        streams |= _in_node_order(trajectories, actions.bent, first.tolist(), learner)
+    all_have = b"\1" * len(trajectories)
+    scalars = list(zip(*map(_SCALARS, judgements), strict=True)) or [()] * len(_JUDGED)
+    return TokenColumns(
+        id=tuple([one.id for one in trajectories]),
+        group_id=tuple([one.group_id for one in trajectories]),
+        source=tuple([source_of(one.tags) for one in trajectories]),
+        skill=tuple([one.tags.get("skill", "") for one in trajectories]),
+        outcome=tuple([one.outcome.label for one in trajectories]),
+        step=(step,) * len(trajectories),
+        turns=tuple(actions.counts),
+        tool_calls=tuple([one.counters.get("tool_calls", 0) for one in trajectories]),
+        tool_errors=tuple([one.counters.get("tool_errors", 0) for one in trajectories]),
+        retries=tuple(actions.retries),
+        **dict(zip(_JUDGED, scalars, strict=True)),
+        lengths=array("i", np.diff(first).astype(np.intc).tobytes()),
+        actions=array("i", actions.counts),
+        span_lengths=array("i", spans_K.astype(np.intc).tobytes()),
+        span_turns=array("i", actions.turns),
+        span_bits=bytes(actions.bits),
+        span_tools=tuple(actions.tools),
+        streams={name: Column(values=values, has=all_have) for name, values in streams.items()},
+    )
+
+
 def token_stream(
     trajectory: Trajectory,
     judgement: Judgement,
@@ -104,162 +174,137 @@ def token_stream(
     control: ControlTokens,
     learner: LearnerStreams | None = None,
 ) -> TokenStream:
-    """The stream of one trajectory of step `step`, whose learner was at `version`.
+    """As `token_columns`, of one trajectory."""
+    made = token_columns([trajectory], [judgement], step=step, version=version, control=control, learner=learner)
+    return made.split()[0]
 
-    learner: None where it was not trained on (filtered, failed).
+
+def _sampled(nodes: Sequence[Node]) -> tuple[dict[str, bytes], Ints]:
+    """Log-probabilities, ids and versions of the sampled tokens of some actions, joined; tokens of each action."""
+    mask = b"".join([node.action_mask for node in nodes])
+    joined = {
+        "logprobs": b"".join([node.logprobs for node in nodes]),
+        "token_ids": b"".join([node.token_ids for node in nodes]),
+        "versions": b"".join([node.versions for node in nodes]),
+    }
+    lengths = np.array([len(node.action_mask) for node in nodes], dtype=np.int64)
+    if b"\0" not in mask:
+        return joined, lengths
+    chosen = np.frombuffer(mask, dtype=np.int8) != 0
+    before = np.concatenate([[0], np.cumsum(chosen)])
+    ends = np.cumsum(lengths)
+    values = {name: np.frombuffer(raw, dtype=np.int32)[chosen].tobytes() for name, raw in joined.items()}
+    return values, before[ends] - before[ends - lengths]
+
+
+class _Actions:
+    """The actions of some trajectories, and what each was conditioned on.
+
+    tools, bits, turns: of each action.  counts, retries: of each trajectory.  bent: those whose nodes do not continue
+    each other, so that samples may be in another order.
     """
-    behaviour, ids, versions = _sampled(trajectory)
-    staleness = array("i", (version - np.frombuffer(versions, dtype=np.intc)).tobytes())
-    spans, retries = action_spans(trajectory)
-    tags = trajectory.tags
-    scores = None if learner is None else _in_node_order(trajectory, learner)
-    return TokenStream(
-        id=trajectory.id,
-        group_id=trajectory.group_id,
-        step=step,
-        behaviour=behaviour,
-        spans=spans,
-        learner=scores.logprobs if scores else None,
-        proximal=scores.proximal if scores else None,
-        reference=scores.reference if scores else None,
-        entropy=scores.entropy if scores else None,
-        score_norm=scores.score_norm if scores else None,
-        control=control.mark(ids),
-        staleness=staleness,
-        advantage=judgement.advantage,
-        reward=judgement.reward,
-        reward_parts=judgement.reward_parts,
-        source=source_of(tags),
-        skill=tags.get("skill", ""),
-        turns=len(spans),
-        tool_calls=trajectory.counters.get("tool_calls", 0),
-        tool_errors=trajectory.counters.get("tool_errors", 0),
-        retries=retries,
-        success=judgement.success,
-        progress=judgement.progress,
-        outcome=trajectory.outcome.label,
-    )
 
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.tools: list[str] = []
+        self.bits: list[int] = []
+        self.turns: list[int] = []
+        self.counts: list[int] = []
+        self.retries: list[int] = []
+        self.bent: list[int] = []
 
-def _sampled(trajectory: Trajectory) -> tuple[array[float], array[int], array[int]]:
-    """Log-probabilities, ids and versions of the sampled tokens, in the order of the nodes."""
-    logprobs, ids, versions = array("f"), array("i"), array("i")
-    for node in trajectory.nodes:
-        if not node.is_action:
-            continue
-        if 0 not in node.action_mask:
-            logprobs.extend(node.logprobs)
-            ids.extend(node.token_ids)
-            versions.extend(node.versions)
-            continue
-        for place, sampled in enumerate(node.action_mask):
-            if sampled:
-                logprobs.append(node.logprobs[place])
-                ids.append(node.token_ids[place])
-                versions.append(node.versions[place])
-    return logprobs, ids, versions
+    @classmethod
+    def of(cls, trajectories: Sequence[Trajectory]) -> _Actions:
+        found = cls()
+        for row, trajectory in enumerate(trajectories):
+            if found._walk(trajectory.nodes):
+                found.bent.append(row)
+        return found
 
-
-class _Context(NamedTuple):
-    """What stands before a place in the conversation; tool, failed: of the observation right before."""
-
-    tool: str = ""
-    failed: tuple[str, ...] = ()
-    after_tool: bool = False
-    after_image: bool = False
-    after_compaction: bool = False
-
-
-_START = _Context()
+    def _walk(self, nodes: Sequence[Node]) -> bool:
+        """Takes in the actions of one trajectory; gives whether it is bent."""
+        contexts: list[_Context] = []
+        begun, retries, bent = len(self.nodes), 0, False
+        for place, node in enumerate(nodes):
+            parent = node.parent
+            bent = bent or parent != place - 1
+            before = contexts[parent] if parent >= 0 else _at_root(node, contexts)
+            if not node.is_action:
+                contexts.append(_observed(node, before))
+                continue
+            tool, failed, bits = before
+            self.nodes.append(node)
+            self.tools.append(tool)
+            self.bits.append(bits | AFTER_ERROR if failed else bits)
+            if failed:
+                retries += sum(call.name in failed for message in node.messages for call in message.tool_calls)
+            contexts.append(("", (), bits) if tool else before)
+        count = len(self.nodes) - begun
+        self.counts.append(count)
+        self.turns.extend(range(count))
+        self.retries.append(retries)
+        return bent
 
 
 def action_spans(trajectory: Trajectory) -> tuple[tuple[ActionSpan, ...], int]:
     """The actions as spans of the sampled tokens, and how many of their calls repeat a tool that had just failed."""
-    contexts: list[_Context] = []
-    spans: list[ActionSpan] = []
-    start = retries = 0
-    for node in trajectory.nodes:
-        before = contexts[node.parent] if node.parent >= 0 else _at_root(node, contexts)
-        if not node.is_action:
-            contexts.append(_observed(node, before))
-            continue
-        mask = node.action_mask
-        end = start + (len(mask) if 0 not in mask else sum(mask))
-        tool, failed, after_tool, after_image, after_compaction = before
-        spans.append(
-            ActionSpan(
-                start=start,
-                end=end,
-                turn=len(spans),
-                tool=tool,
-                after_tool=after_tool,
-                after_error=bool(failed),
-                after_image=after_image,
-                after_compaction=after_compaction,
-            )
-        )
-        if failed:
-            retries += sum(call.name in failed for message in node.messages for call in message.tool_calls)
+    actions = _Actions.of([trajectory])
+    spans, start = [], 0
+    for node, turn, tool, bits in zip(actions.nodes, actions.turns, actions.tools, actions.bits, strict=True):
+        end = start + sum(node.action_mask)
+        spans.append(ActionSpan.of(start=start, end=end, turn=turn, tool=tool, bits=bits))
         start = end
-        contexts.append(before if not tool else _Context("", (), after_tool, after_image, after_compaction))
-    return tuple(spans), retries
+    return tuple(spans), actions.retries[0]
 
 
 def _at_root(node: Node, contexts: Sequence[_Context]) -> _Context:
     """A root that is a fork says again what came before it, unless it begins another conversation."""
     if not contexts or node.fork in ("", FORK_NEW):
-        return _START
-    last = contexts[-1]
-    compacted = last.after_compaction or node.fork in (FORK_REWRITTEN, FORK_DROPPED)
-    return _Context("", (), last.after_tool, last.after_image, compacted)
+        return "", (), 0
+    compacted = AFTER_COMPACTION if node.fork in (FORK_REWRITTEN, FORK_DROPPED) else 0
+    return "", (), contexts[-1][2] | compacted
 
 
 def _observed(node: Node, before: _Context) -> _Context:
-    tool, has_image = "", before.after_image
+    tool, bits = "", before[2]
     failed: tuple[str, ...] = ()
     for message in node.messages:
-        if message.role is Role.TOOL:
+        if message.role is _TOOL:
             tool = message.name
             if message.is_error:
-                failed = (*failed, message.name)
+                failed = (*failed, tool)
         for part in message.parts:
-            has_image = has_image or isinstance(part, ImagePart)
-    if not tool and has_image == before.after_image and not before.tool:
+            if isinstance(part, ImagePart):
+                bits |= AFTER_IMAGE
+    if not tool and bits == before[2] and not before[0]:
         return before
-    return _Context(tool, failed, before.after_tool or tool != "", has_image, before.after_compaction)
+    return tool, failed, bits | AFTER_TOOL if tool else bits
 
 
-def _is_straight(trajectory: Trajectory) -> bool:
-    """Whether every node continues the one before it, so that samples are in the order of the nodes."""
-    place = -1
-    for node in trajectory.nodes:
-        if node.parent != place:
-            return False
-        place += 1
-    return True
-
-
-def _in_node_order(trajectory: Trajectory, learner: LearnerStreams) -> LearnerStreams:
-    """The streams over the trained tokens, from the order of the samples to that of the nodes."""
-    if _is_straight(trajectory):
-        return learner
-    order = trained_nodes(trajectory)
-    sizes = {index: sum(trajectory.nodes[index].action_mask) for index in order}
-    ends = dict(zip(order, accumulate(sizes[index] for index in order), strict=True))
-
-    def ordered(values: array[float]) -> array[float]:
-        joined = array("f")
-        for index in sorted(order):
-            joined.extend(values[ends[index] - sizes[index] : ends[index]])
-        return joined
-
-    return LearnerStreams(
-        logprobs=ordered(learner.logprobs),
-        entropy=learner.entropy and ordered(learner.entropy),
-        score_norm=learner.score_norm and ordered(learner.score_norm),
-        proximal=learner.proximal and ordered(learner.proximal),
-        reference=learner.reference and ordered(learner.reference),
-    )
+def _in_node_order(
+    trajectories: Sequence[Trajectory], bent: Sequence[int], first: Sequence[int], learner: LearnerStreams
+) -> dict[str, bytes]:
+    """The streams that there are, from the order of the samples to that of the nodes.  first: where the tokens of each
+    trajectory begin, and where those of the last one end."""
+    place = np.arange(first[-1])
+    for row in bent:
+        trajectory = trajectories[row]
+        order = trained_nodes(trajectory)
+        if not order:
+            continue
+        sizes = [sum(trajectory.nodes[index].action_mask) for index in order]
+        parts = np.split(place[first[row] : first[row + 1]].copy(), np.cumsum(sizes)[:-1])
+        sorted_parts = [part for _, part in sorted(zip(order, parts, strict=True), key=itemgetter(0))]
+        place[first[row] : first[row + 1]] = np.concatenate(sorted_parts)
+    found = {}
+    for stream in fields(learner):
+        values = getattr(learner, stream.name)
+        if values is not None:
+            name = "learner" if stream.name == "logprobs" else stream.name
+            if len(values) != len(place):
+                raise ValueError(f"{name} has {len(values)} scores for {len(place)} sampled tokens; give all of them")
+            found[name] = (values[place] if bent else values).tobytes()
+    return found
 
 
 def in_trained_order(trajectory: Trajectory, values_N: NDArray[np.float32]) -> NDArray[np.float32]:

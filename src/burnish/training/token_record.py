@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,23 +13,8 @@ from burnish.algorithms.packing import MicroBatch
 from burnish.core.learning import TrainingSample
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleScores:
-    """The N trained tokens of one sample under the weights before the update, in order; array('f') of N each.
-
-    logprobs, reference, entropy: nats.  score_norm: 1 - 2 p + sum_v p_v^2.  None where it was not computed.
-
-    Example: a sample with loss mask [0, 0, 1, 1] has logprobs of 2 values.
-    """
-
-    logprobs: array[float]
-    entropy: array[float]
-    score_norm: array[float] | None
-    reference: array[float] | None
-
-
 class TokenRecord:
-    """Filled by `Learner.accumulate(samples, ..., record=record)`; then `record.of(place)` for a place in `samples`.
+    """Filled by `Learner.accumulate(samples, ..., record=record)`; then `record.streams` over the trained tokens.
 
     score_norm: also the squared norms of the scores, which cost one more pass over every chunk of the softmax.
     Nothing that is trained depends on a record.
@@ -63,14 +46,15 @@ class TokenRecord:
                 self._streams[name] = np.zeros(int(self._starts[-1]), dtype=np.float32)
             self._streams[name][places] = values_N.detach().float().cpu().numpy()
 
-    def of(self, place: int) -> SampleScores:
-        """The scores of one sample; all zero tokens where nothing of it is trained."""
-        part = slice(int(self._starts[place]), int(self._starts[place + 1]))
-        streams = {name: array("f", values[part].tobytes()) for name, values in self._streams.items()}
-        empty = array("f", bytes(4 * (part.stop - part.start)))
-        return SampleScores(
-            logprobs=streams.get("logprobs", empty),
-            entropy=streams.get("entropy", empty),
-            score_norm=streams.get("score_norm"),
-            reference=streams.get("reference"),
-        )
+    @property
+    def streams(self) -> Mapping[str, NDArray[np.float32]]:
+        """float32 over the trained tokens of all samples, one after another, under the weights before the update.
+
+        logprobs, reference, entropy: nats.  score_norm: 1 - 2 p + sum_v p_v^2.  A stream that was not computed is not
+        there; where nothing is trained there is none.
+        """
+        return self._streams
+
+    def part(self, place: int) -> slice:
+        """Where the tokens of one sample stand, by its place in `samples`."""
+        return slice(int(self._starts[place]), int(self._starts[place + 1]))
