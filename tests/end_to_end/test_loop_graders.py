@@ -146,3 +146,73 @@ def test_quick_evaluations_act_as_the_recipe_says(tmp_path: Path, mode: str) -> 
     start_run(tiny_recipe(*WORDS, f"evaluation.quick_mode={mode}", "evaluation.every=2"), tmp_path / "run")
     quick = [row.mode for row in RunReader(tmp_path / "run").evaluations() if row.label.startswith("rl-")]
     assert quick == [mode]
+
+
+JUDGED = """
+[judges.first]
+use = "judge.py:Judge"
+options = { log = "LOG" }
+cache = "kept.jsonl"
+
+[graders.answer]
+use = "get_reward"
+
+[graders.style]
+use = "rubric"
+options = { rubric = "style.toml" }
+judge = "first"
+weight = 0.5
+"""
+JUDGE = """
+import os
+from pathlib import Path
+from burnish.core.judge import JudgeCause, JudgeError
+from burnish.testing.fakes import ScriptedJudge
+
+class Judge(ScriptedJudge):
+    def __init__(self, log):
+        super().__init__(lambda criterion, text: len(text) % 2)
+        self._log = Path(log)
+
+    async def judge(self, request):
+        if self._log.with_name("down").exists():
+            raise JudgeError(JudgeCause.UNAVAILABLE, "the judge is down")
+        with self._log.open("a") as file:
+            print(os.getpid(), file=file)
+        return await super().judge(request)
+"""
+
+
+def test_workers_build_the_judge_of_a_graph_and_a_regrade_needs_none(tmp_path: Path, capsys) -> None:
+    (tmp_path / "judge.py").write_text(JUDGE, encoding="utf-8")
+    (tmp_path / "style.toml").write_text('[[criteria]]\nid = "odd"\ntext = "Its length is odd."\n', encoding="utf-8")
+    path, log = tmp_path / "judged.toml", tmp_path / "asked"
+    path.write_text(JUDGED.replace("LOG", str(log)), encoding="utf-8")
+    folder = tmp_path / "runs" / "judged"
+    start_run(tiny_recipe(*WORDS, f"graders.file={path}", "run.in_process=false"), folder)
+    assert len(set(log.read_text().split())) == 2, "both workers judged"
+    given = [grade for step in (1, 2, 3, 4) for row in rows(folder, step) for grade in row.grades]
+    assert {grade.score for grade in given if grade.grader == "style"} == {0.0, 1.0}
+    asked = log.read_text()
+    scalars = [RunReader(folder).step_scalars("rl", step) for step in (1, 2, 3, 4)]
+    assert sum(one["judge/requests"] for one in scalars) == sum(g.evidence["requests"] for g in given if g.cost_tokens)
+    assert scalars[0]["judge/tokens"] > 0
+    assert {one["judge/no_score_share"] for one in scalars} == {0.0}
+
+    def regraded(*more: str) -> dict:
+        assert main(["regrade", str(folder), "--json", *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    (tmp_path / "down").touch()
+    for words in ((), ("--offline",)):
+        found = regraded(*words)
+        assert found["graders"]["style"]["changed"] == found["reward"]["changed"] == 0
+        assert found["graders"]["style"]["n"] == found["graders"]["style"]["n_new"] > 0
+    assert log.read_text() == asked
+
+    kept = (tmp_path / "kept.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "kept.jsonl").write_text("".join(kept[1:]), encoding="utf-8")
+    for words, cause in (((), "judge:unavailable"), (("--offline",), "judge:not_in_cache")):
+        lost = regraded(*words)["graders"]["style"]
+        assert lost["n_new"] < lost["n"], "the control: without its reply in the cache, a grade cannot be given"
+        assert set(lost["causes"]) == {cause}

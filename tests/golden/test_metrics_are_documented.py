@@ -15,6 +15,7 @@ from burnish.algorithms.loss import LossInputs
 from burnish.algorithms.registry import make_loss
 from burnish.core.grade import Grade
 from burnish.graders.integrity.metrics import integrity_scalars
+from burnish.graders.judge_budget import judge_scalars
 from burnish.health.panels import input_independence
 from burnish.health.slices import SliceNames
 from burnish.health.sums import HealthSums
@@ -110,12 +111,22 @@ def of_integrity() -> set[str]:
     return set(integrity_scalars([[clean]], [1.0]))
 
 
+def of_judges() -> set[str]:
+    """What a step adds whose graders asked a judge."""
+    evidence = {"judges": {}, "requests": 1, "cost_usd": 0.0}
+    return set(judge_scalars([Grade(grader="memo", version="1", score=1.0, evidence=evidence)]))
+
+
 def test_every_scalar_is_documented(logged: set[str]) -> None:
-    assert plain(logged | off_policy() | health() | of_programs() | of_integrity()) - documented() == set()
+    assert (
+        plain(logged | off_policy() | health() | of_programs() | of_integrity() | of_judges()) - documented() == set()
+    )
 
 
 def test_nothing_is_documented_that_is_never_stored(logged: set[str]) -> None:
-    assert documented() - plain(logged | off_policy() | health() | of_programs() | of_integrity()) == set()
+    assert (
+        documented() - plain(logged | off_policy() | health() | of_programs() | of_integrity() | of_judges()) == set()
+    )
 
 
 def test_a_new_name_would_be_noticed(logged: set[str]) -> None:

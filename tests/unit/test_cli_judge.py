@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from burnish.cli import judge as judge_command
 from burnish.cli import main
 from burnish.core.judge import JudgeReply, JudgeRequest
 from burnish.graders.judge_cache import CachedJudge, JudgeCache
@@ -110,3 +111,35 @@ def test_what_is_missing_is_said(
     assert main(["judge", *given]) != 0
     ended = capsys.readouterr()
     assert message in " ".join((ended.out + ended.err).split())
+
+
+class Moody(ScriptedJudge):
+    """Finds nothing short any more once its mood has changed."""
+
+    mood = 1
+
+    def __init__(self) -> None:
+        super().__init__(lambda criterion, text: Moody.mood * int("1" in text or criterion.id == "kind"), name="moody")
+
+
+def test_a_judge_that_changed_is_a_finding(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge_command, "_made", lambda name, arguments, ledger: Moody())
+    monkeypatch.setattr(Moody, "mood", 1)
+    words = ["judge", "drift", str(files / "l.jsonl"), "--rubric", str(files / "r.toml"), "--judge", "openai:m"]
+    words += ["--baseline", str(files / "b.json")]
+    assert main(words) == 0
+    assert "two passes of moody-1 over 14 texts" in " ".join(capsys.readouterr().out.split())
+    assert main([*words, "--json"]) == 0
+    same = json.loads(capsys.readouterr().out)
+    assert same["finding"] is None
+    assert same["drift"]["cells"] == 28
+    monkeypatch.setattr(Moody, "mood", 0)
+    assert main([*words, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)["finding"]
+    assert (found["kind"], found["monitor"], found["false_alarms_per_1000"]) == ("judge_drift", "judge/moody", 10.0)
+    assert "no longer judges as it did" in found["summary"]
+    assert main(words) == 1
+    assert main([*words, "--offline"]) == 2
+    assert "asks anew" in capsys.readouterr().err

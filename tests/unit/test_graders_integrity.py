@@ -210,7 +210,7 @@ def test_penalty_exclusion_and_no_attempt() -> None:
     scalars = integrity_scalars(rows, end.rewards(rows))
     assert scalars["integrity/cheating_share"] == 0.25
     assert scalars["integrity/exclusion_rate"] == 0.25
-    assert quarantined([TASK] * 5, rows) == ("t1",)
+    assert quarantined(["t1"] * 5, rows) == ("t1",)
     assert integrity_scalars([[passed]], [1.0]) == {}
     with pytest.raises(ConfigError):
         Penalised(WeightedSum(), penalty=-1.0)

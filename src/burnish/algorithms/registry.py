@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from burnish.algorithms.loss import Loss
 from burnish.algorithms.m2po import M2poLoss
 from burnish.algorithms.sft import SftLoss
 from burnish.core.errors import ConfigError
+from burnish.core.hints import did_you_mean
 
 LOSSES: Mapping[str, Any] = {"sft": SftLoss, "grpo": GrpoLoss, "gspo": GspoLoss, "cispo": CispoLoss, "m2po": M2poLoss}
 
@@ -40,5 +40,4 @@ def make_loss(name: str, options: Mapping[str, Any] | None = None) -> Loss:
 
 def _suggestion(word: str, known: Iterable[str]) -> str:
     names = list(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+    return "; " + did_you_mean(word, names, f"known: {', '.join(names)}")

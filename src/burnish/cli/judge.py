@@ -1,4 +1,4 @@
-"""`burnish judge`: how right a judge is, measured on labels, and how far raters agree."""
+"""`burnish judge`: how right a judge is, measured on labels, how far raters agree, whether a judge has changed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from burnish.core.errors import ConfigError
 from burnish.core.judge import Judge
 from burnish.graders.agreement import Agreement, Scale, alpha_interval, cohen_kappa, rating_table
 from burnish.graders.judge_budget import BudgetedJudge, JudgeLedger
-from burnish.graders.judge_cache import CachedJudge, JudgeCache
 from burnish.graders.judge_calibration import (
     Accuracy,
     Judgement,
@@ -30,17 +30,20 @@ from burnish.graders.judge_calibration import (
     calibrate,
     position_bias,
 )
+from burnish.graders.judge_drift import DriftBaseline, check_drift, load_baseline
+from burnish.graders.judge_spec import kept
 from burnish.graders.rubric_criteria import Rubric
 from burnish.graders.rubric_file import load_rubric
-from burnish.graders.rubric_labelled import judge_labelled, load_labelled
+from burnish.graders.rubric_labelled import judge_labelled, load_labelled, values_of
 
 WIDTH = 80
 _NAME_CHARS = 24
 
 
 def judge(arguments: argparse.Namespace, console: Console) -> int:
-    """Run one of the two actions."""
-    return _calibrate(arguments, console) if arguments.action == "calibrate" else _agreement(arguments, console)
+    """Run one of the actions."""
+    actions = {"calibrate": _calibrate, "agreement": _agreement, "drift": _drift}
+    return actions[arguments.action](arguments, console)
 
 
 def _calibrate(arguments: argparse.Namespace, console: Console) -> int:
@@ -89,12 +92,9 @@ def _made(name: str, arguments: argparse.Namespace, ledger: JudgeLedger) -> Judg
     if not base_url and not arguments.offline:
         raise ConfigError("give the endpoint with --base-url or in OPENAI_BASE_URL, such as http://127.0.0.1:8000/v1")
     asked = OpenAIJudge(base_url or "http://127.0.0.1", model, os.environ.get("OPENAI_API_KEY", ""))
-    if arguments.offline:
-        if not arguments.cache:
-            raise ConfigError("--offline needs the replies of an earlier call: --cache FILE")
-        return CachedJudge.offline(asked.version, JudgeCache(arguments.cache, read_only=True), asked.name)
-    paid = BudgetedJudge(asked, ledger)
-    return CachedJudge(paid, JudgeCache(arguments.cache)) if arguments.cache else paid
+    if arguments.offline and not arguments.cache:
+        raise ConfigError("--offline needs the replies of an earlier call: --cache FILE")
+    return kept(BudgetedJudge(asked, ledger), arguments.cache, offline=arguments.offline)
 
 
 Summary = tuple[dict[str, Accuracy], Accuracy, PositionBias | None, Counter[str]]
@@ -190,6 +190,40 @@ def _agreement(arguments: argparse.Namespace, console: Console) -> int:
 def _lowest(row: Mapping[str, Any]) -> str:
     known = [pair["kappa"] for pair in row["pairs"].values() if pair["kappa"] is not None]
     return _number(min(known)) if known else "-"
+
+
+def _drift(arguments: argparse.Namespace, console: Console) -> int:
+    """Make the baseline where there is none, else compare with it; 1 where the judge has changed."""
+    if not (arguments.rubric and arguments.baseline and len(arguments.judge) == 1):
+        raise ConfigError("a drift check needs --rubric FILE, --baseline FILE and one --judge openai:MODEL")
+    if arguments.cache or arguments.offline:
+        raise ConfigError("a drift check asks anew; leave out --cache and --offline")
+    rubric, path = load_rubric(arguments.rubric), Path(arguments.baseline)
+    cases = load_labelled(arguments.file, rubric)
+    asked = _made(arguments.judge[0], arguments, JudgeLedger(max_requests=arguments.max_requests))
+    known = load_baseline(path) if path.exists() else None
+    if known is not None and known.judge != asked.version:
+        raise ConfigError(f"{path} is a baseline of {known.judge}, not of {asked.version}; name another file")
+
+    async def passes(n: int) -> list[dict[str, dict[str, float]]]:
+        return [values_of(await judge_labelled(rubric, [asked], cases), asked.name) for _ in range(n)]
+
+    if known is None:
+        first, second = asyncio.run(passes(2))
+        DriftBaseline(judge=asked.version, reported="", first=first, second=second).save(path)
+        _say(console, f"{path} holds two passes of {asked.version} over {len(cases)} texts; check against it later.")
+        return 0
+    found = check_drift(known, asyncio.run(passes(1))[0])
+    finding = found.finding(asked.name)
+    if arguments.json:
+        data = {"drift": asdict(found), "finding": None if finding is None else asdict(finding)}
+        console.out(json.dumps(data, indent=2, allow_nan=False), highlight=False)
+    else:
+        _say(console, finding.summary if finding else f"{asked.name} judges {found.cases} texts as it did.")
+        _say(
+            console, f"False alarms: at most {found.false_alarm_rate:.1%} of checks; {found.missing} verdicts missing."
+        )
+    return int(found.alarm)
 
 
 def _ratings(path: Path) -> list[tuple[str, str, str, float]]:

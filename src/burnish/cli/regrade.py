@@ -20,6 +20,7 @@ from burnish.core.errors import ConfigError, StoreError
 from burnish.core.sandbox import Sandbox
 from burnish.core.task import Task
 from burnish.graders.cost import TokenCost
+from burnish.graders.judge_spec import make_judge, replayed
 from burnish.graders.regrade import FLIP_AT, Change, Regrade, Regraded
 from burnish.loop.config import GradersSection, Recipe, StagedSection
 from burnish.loop.grading import open_world, share_done
@@ -38,7 +39,7 @@ def regrade(arguments: argparse.Namespace, console: Console) -> int:
     reader = RunReader(folder)
     recipe = _recipe(reader, folder)
     environment = recipe.environment
-    world = _world(arguments.graders, recipe, reader)
+    world = _world(arguments.graders, recipe, reader, offline=arguments.offline)
     steps = [info for info in reader.steps(arguments.phase or None) if info.segment]
     if not steps:
         raise StoreError(
@@ -87,14 +88,19 @@ def _recipe(reader: RunReader, folder: Path) -> Recipe:
         raise StoreError(f"the recipe stored in {folder} cannot be used by this version of Burnish: {error}") from error
 
 
-def _world(path: str, recipe: Recipe, reader: RunReader) -> World:
-    """The run's world with the graders of the file, or with those that it was run with: its graph as it was then."""
+def _world(path: str, recipe: Recipe, reader: RunReader, *, offline: bool) -> World:
+    """The run's world with the graders of the file, or with those that it was run with: its graph as it was then.
+
+    offline: judges answer from their caches alone.
+    """
+    judges = replayed if offline else make_judge
     resources = {"artefact": reader.artefact}
     if path:
         unstaged = recipe.model_copy(update={"graders": GradersSection(file=path), "staged": StagedSection()})
-        return open_world(unstaged, resources=resources)
+        return open_world(unstaged, resources=resources, judges=judges)
     stored = reader.manifest().get("environment", {}).get("graph")
-    return open_world(recipe, graph=GraphText.from_json(stored) if stored else None, resources=resources)
+    graph = GraphText.from_json(stored) if stored else None
+    return open_world(recipe, graph=graph, resources=resources, judges=judges)
 
 
 def _charge(recipe: Recipe) -> TokenCost | None:

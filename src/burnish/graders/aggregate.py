@@ -18,13 +18,13 @@ other grade without a score leaves the member out of its group (failed is not ze
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from burnish.core.errors import ConfigError
 from burnish.core.grade import Grade
+from burnish.core.hints import did_you_mean
 
 Shares = dict[str, float]
 """What each grader adds to one reward."""
@@ -91,8 +91,7 @@ class WeightedSum:
             return dict.fromkeys(by_name, 1.0 / len(by_name))
         for name in self._weights:
             if name not in by_name:
-                close = difflib.get_close_matches(name, by_name, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(by_name) or 'none'}"
+                hint = did_you_mean(name, by_name, f"there are {', '.join(by_name) or 'none'}")
                 raise ConfigError(f"a weight names the grader {name!r}, which gave no grade; {hint}")
         return self._weights
 

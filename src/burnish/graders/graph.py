@@ -18,22 +18,19 @@ The file is TOML; docs/graders.md explains it:
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
-import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from burnish.core.errors import ConfigError
 from burnish.core.grade import Aggregator, Grade, Grader
+from burnish.core.hints import did_you_mean
+from burnish.core.judge import Judge
 from burnish.graders.aggregate import (
     LexicographicGate,
     NormalisedSum,
@@ -42,8 +39,10 @@ from burnish.graders.aggregate import (
     WeightedSum,
 )
 from burnish.graders.gated import GatedAggregator, GatedShare, GateNodes, GateSpec
+from burnish.graders.importing import imported
 from burnish.graders.integrity.penalty import Penalised
 from burnish.graders.isolated import IsolatedGrader
+from burnish.graders.judge_spec import JudgeSpec, MakeJudge, make_judge
 from burnish.graders.node import GraderNode, WeightSchedule, as_nodes
 from burnish.graders.registry import make_grader
 
@@ -240,6 +239,29 @@ class _NodeSection(_File):
     parallel: int = 0
     isolate: bool = False
     preference: bool = False
+    judge: str | tuple[str, ...] = ()
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """Names of its judges."""
+        return (self.judge,) if isinstance(self.judge, str) else self.judge
+
+
+class _JudgeSection(_File):
+    """One `[judges.NAME]`."""
+
+    use: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    cache: str = ""
+    offline: bool = False
+    prompt_usd: float = 0.0
+    completion_usd: float = 0.0
+    max_usd: float | None = None
+    max_tokens: int | None = None
+    max_requests: int | None = None
+
+    def spec(self) -> JudgeSpec:
+        return JudgeSpec(**self.model_dump())
 
 
 class _AggregatorSection(_File):
@@ -268,16 +290,20 @@ class _AggregatorSection(_File):
 
 class _GraphFile(_File):
     aggregator: _AggregatorSection = _AggregatorSection()
+    judges: dict[str, _JudgeSection] = Field(default_factory=dict)
     graders: dict[str, _NodeSection] = Field(min_length=1)
 
 
-def load_graph(path: Path | str, *, resources: Mapping[str, Any] | None = None) -> GraderGraph:
-    """The graph that a TOML file describes; Python files that it names are found beside it.
+def load_graph(
+    path: Path | str, *, resources: Mapping[str, Any] | None = None, judges: MakeJudge = make_judge
+) -> GraderGraph:
+    """The graph that a TOML file describes; files that it names are found beside it.
 
-    resources: what graders are handed by name, such as a sandbox.  Raises ConfigError with file and key.
+    resources: what graders are handed by name, such as a sandbox.  judges: makes those of the file.  Raises ConfigError
+    with file and key, StoreError where the cache of a judge cannot be opened.
     """
     path = Path(path)
-    return parse_graph(read_graph(path), path, resources=resources)
+    return parse_graph(read_graph(path), path, resources=resources, judges=judges)
 
 
 def read_graph(path: Path) -> str:
@@ -288,10 +314,12 @@ def read_graph(path: Path) -> str:
         raise ConfigError(f"grader graph {path} cannot be read: {error}") from error
 
 
-def parse_graph(text: str, path: Path, *, resources: Mapping[str, Any] | None = None) -> GraderGraph:
+def parse_graph(
+    text: str, path: Path, *, resources: Mapping[str, Any] | None = None, judges: MakeJudge = make_judge
+) -> GraderGraph:
     """The graph of a text that stands, or once stood, in `path`; see `load_graph`."""
     try:
-        return graph_from(tomllib.loads(text), folder=path.resolve().parent, resources=resources)
+        return graph_from(tomllib.loads(text), folder=path.resolve().parent, resources=resources, judges=judges)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"grader graph {path} cannot be read: {error}") from error
     except ConfigError as error:
@@ -299,9 +327,13 @@ def parse_graph(text: str, path: Path, *, resources: Mapping[str, Any] | None = 
 
 
 def graph_from(
-    data: Mapping[str, Any], *, folder: Path | None = None, resources: Mapping[str, Any] | None = None
+    data: Mapping[str, Any],
+    *,
+    folder: Path | None = None,
+    resources: Mapping[str, Any] | None = None,
+    judges: MakeJudge = make_judge,
 ) -> GraderGraph:
-    """The graph of a parsed file.  folder: where Python files are looked for.
+    """The graph of a parsed file.  folder: where the files that it names are looked for.
 
     >>> graph_from({"graders": {"answer": {"use": "exact"}}}).graders[0].name
     'answer'
@@ -310,7 +342,10 @@ def graph_from(
         file = _GraphFile.model_validate(data)
     except ValidationError as error:
         raise ConfigError(_explained(error)) from error
-    nodes = [_node(name, section, folder or Path.cwd(), resources or {}) for name, section in file.graders.items()]
+    folder = folder or Path.cwd()
+    made = {name: _judge(name, section, folder, judges) for name, section in file.judges.items()}
+    _check_judges(file)
+    nodes = [_node(name, section, folder, resources or {}, made) for name, section in file.graders.items()]
     end = file.aggregator
     return GraderGraph.of(
         nodes,
@@ -329,18 +364,39 @@ def _explained(error: ValidationError) -> str:
     if first["type"] != "extra_forbidden":
         return f"{place}: {first['msg']}, got {first['input']!r}"
     level = len(first["loc"])
-    section = _GraphFile if level == 1 else _AggregatorSection if first["loc"][0] == "aggregator" else _NodeSection
-    close = difflib.get_close_matches(str(first["loc"][-1]), section.model_fields, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"keys are {', '.join(section.model_fields)}"
-    return f"unknown key {place}; {hint}"
+    sections: dict[Any, type[_File]] = {"aggregator": _AggregatorSection, "judges": _JudgeSection}
+    known = (_GraphFile if level == 1 else sections.get(first["loc"][0], _NodeSection)).model_fields
+    return f"unknown key {place}; " + did_you_mean(str(first["loc"][-1]), known, f"keys are {', '.join(known)}")
 
 
-def _node(name: str, section: _NodeSection, folder: Path, resources: Mapping[str, Any]) -> GraderNode:
+def _judge(name: str, section: _JudgeSection, folder: Path, make: MakeJudge) -> Judge:
     try:
-        found = _imported(section.use, folder) if ":" in section.use else section.use
+        return make(section.spec(), folder)
+    except ConfigError as error:
+        raise ConfigError(f"judges.{name}: {error}") from error
+
+
+def _check_judges(file: _GraphFile) -> None:
+    """Raises ConfigError where a grader names a judge that is not there, and for a judge that nobody names."""
+    used = [(grader, name) for grader, section in file.graders.items() for name in section.judges]
+    for grader, name in used:
+        if name not in file.judges:
+            hint = did_you_mean(name, file.judges, f"there are {', '.join(file.judges) or 'none'}")
+            raise ConfigError(f"graders.{grader}: there is no judge {name!r} in the file; {hint}")
+    if idle := [name for name in file.judges if name not in [judge for _, judge in used]]:
+        raise ConfigError(f"judges.{idle[0]} is named by no grader; give one of them judge = {idle[0]!r}")
+
+
+def _node(
+    name: str, section: _NodeSection, folder: Path, resources: Mapping[str, Any], judges: Mapping[str, Judge]
+) -> GraderNode:
+    try:
+        found = imported(section.use, folder) if ":" in section.use else section.use
         # A class takes options even where none are written; a function or a made grader takes none.
         options = section.options if section.options or isinstance(found, (str, type)) else None
-        grader = make_grader(found, options, resources=resources)
+        own = [judges[judge] for judge in section.judges]
+        given = {**resources, "judge": own[0] if isinstance(section.judge, str) else own} if own else resources
+        grader = make_grader(found, options, resources=given, needed=("judge",) if own else (), folder=folder)
         if section.isolate:
             grader = IsolatedGrader(grader, timeout_s=section.timeout_s or 10.0)
         return GraderNode(
@@ -358,35 +414,3 @@ def _node(name: str, section: _NodeSection, folder: Path, resources: Mapping[str
         )
     except ConfigError as error:
         raise ConfigError(f"graders.{name}: {error}") from error
-
-
-def _imported(use: str, folder: Path) -> Any:
-    """The attribute that "file.py:attribute" or "package.module:attribute" names."""
-    source, _, attribute = use.rpartition(":")
-    module = _file_module(folder / source) if source.endswith(".py") else _module(source)
-    if not hasattr(module, attribute):
-        known = [name for name in vars(module) if not name.startswith("_")]
-        close = difflib.get_close_matches(attribute, known, n=1)
-        raise ConfigError(f"{source} has no {attribute!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    return getattr(module, attribute)
-
-
-def _module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"module {name} cannot be imported: {error}") from error
-
-
-def _file_module(path: Path) -> ModuleType:
-    name = f"burnish_graders_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"there is no Python file {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the boundary to the user's own file: whatever it raises is reported with its place
-        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    return module

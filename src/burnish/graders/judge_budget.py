@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from burnish.core.errors import ConfigError
+from burnish.core.grade import Grade
 from burnish.core.judge import Judge, JudgeCause, JudgeError, JudgeReply, JudgeRequest, JudgeUsage
 
 CHARS_PER_TOKEN = 3.0
@@ -94,6 +95,24 @@ class JudgeLedger:
             "cost_usd": self.spent.cost_usd,
             "failures": dict(self.failures),
         }
+
+
+def judge_scalars(grades: Sequence[Grade]) -> dict[str, float]:
+    """What the judges of one step cost, and the share of their grades without a score; {} where none was asked.
+
+    >>> grade = Grade(grader="memo", version="1", score=1.0, evidence={"judges": {}, "requests": 2, "cost_usd": 0.5})
+    >>> judge_scalars([grade])["judge/requests"]
+    2.0
+    """
+    judged = [grade for grade in grades if "judges" in grade.evidence]
+    if not judged:
+        return {}
+    return {
+        "judge/requests": float(sum(grade.evidence["requests"] for grade in judged)),
+        "judge/tokens": float(sum(grade.cost_tokens for grade in judged)),
+        "judge/cost_usd": float(sum(grade.evidence["cost_usd"] for grade in judged)),
+        "judge/no_score_share": sum(grade.score is None for grade in judged) / len(judged),
+    }
 
 
 class BudgetedJudge:

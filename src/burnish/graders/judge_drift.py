@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from burnish.core.errors import ConfigError
+from burnish.core.finding import Finding
 from burnish.stats.intervals import EXACT_SIGN_FLIPS_MAX_N
 
 RESAMPLES = 20_000
@@ -82,6 +83,24 @@ class Drift:
     cases: int
     cells: int
     missing: int
+
+    def finding(self, judge: str, step: int = 0) -> Finding | None:
+        """The alarm as health and reports read alarms, None without one.  step: of the run that the judge grades for.
+
+        >>> Drift(alarm=False, reasons=(), false_alarm_rate=0.01, level=0.0, level_p=1.0, changed=0.0, usual=0.0,
+        ...     flips_p=1.0, cases=9, cells=9, missing=0).finding("openai:m") is None
+        True
+        """
+        if not self.alarm:
+            return None
+        return Finding(
+            monitor=f"judge/{judge}",
+            step=step,
+            kind="judge_drift",
+            summary=f"{judge} no longer judges as it did: {'; '.join(self.reasons)}",
+            evidence=asdict(self),
+            false_alarms_per_1000=1000 * self.false_alarm_rate,
+        )
 
 
 def least_cases(false_alarm_rate: float) -> int:

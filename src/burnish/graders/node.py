@@ -6,7 +6,6 @@ Nodes are the whole graph: a list of them is one, and a plain grader in such a l
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from itertools import pairwise
 
 from burnish.core.errors import ConfigError
 from burnish.core.grade import Grade, Grader
+from burnish.core.hints import did_you_mean
 from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
 
@@ -120,9 +120,8 @@ def as_nodes(graders: Sequence[Grader | GraderNode]) -> tuple[GraderNode, ...]:
     for node in nodes:
         for needed in node.requires:
             if needed not in names:
-                close = difflib.get_close_matches(needed, names, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"
-                raise ConfigError(f"grader {node.name} requires {needed!r}, which is not in the graph{hint}")
+                hint = did_you_mean(needed, names, f"there are {', '.join(names)}")
+                raise ConfigError(f"grader {node.name} requires {needed!r}, which is not in the graph; {hint}")
     running_order(nodes)
     return nodes
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from burnish.core.errors import ConfigError
 from burnish.core.grade import Grader
+from burnish.core.hints import did_you_mean
 from burnish.graders.function import FunctionGrader
 
 
@@ -62,29 +63,34 @@ def make_grader(
     options: Mapping[str, Any] | None = None,
     *,
     resources: Mapping[str, Any] | None = None,
+    needed: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> Grader:
     """The grader of a name or class, made with `options`; a grader as it is; a function (task, trajectory) -> score,
     wrapped.
 
-    resources: by name (`RESOURCES`), given to graders whose constructor has an argument of that name.
-    Raises ConfigError, with a suggestion, for a name that is not known, options that do not fit, a resource that is
-    needed and missing, and for anything that cannot grade.
+    resources: by name (`RESOURCES`), given to graders whose constructor has an argument of that name; needed: those
+    that it must have.  folder: where options that a class lists in `paths` are looked for.  Raises ConfigError, with a
+    suggestion, for a name that is not known, options that do not fit, a resource that is needed and missing or given
+    and not taken, and for anything that cannot grade.
 
     >>> make_grader("exact").name, make_grader("numeric", {"tolerance": 0.5}).tolerance
     ('exact', 0.5)
     """
     if isinstance(reference, str):
         if reference not in GRADERS:
-            close = difflib.get_close_matches(reference, GRADERS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(GRADERS)}"
+            hint = did_you_mean(reference, GRADERS, f"known are {', '.join(GRADERS)}")
             raise ConfigError(f"unknown grader {reference!r}; {hint}")
         known = GRADERS[reference]
         kind = getattr(importlib.import_module(f"burnish.graders.{known.module}"), known.attribute)
-        return _made(reference, kind, {**known.options, **(options or {})}, resources or {})
+        made = _placed({**known.options, **(options or {})}, kind, folder)
+        return _made(reference, kind, made, resources or {}, needed)
     if inspect.isclass(reference):
         if options is None:
             raise ConfigError(f"{reference.__name__} is a class; name a grader that is made: {reference.__name__}()")
-        return _made(reference.__name__, reference, options, resources or {})
+        return _made(reference.__name__, reference, _placed(options, reference, folder), resources or {}, needed)
+    if needed:
+        raise ConfigError(f"{reference!r} takes no {needed[0]}; only classes of graders do")
     if options:
         raise ConfigError(f"{reference!r} takes no options, got {dict(options)}; options go to classes of graders")
     if not inspect.isroutine(reference):
@@ -92,13 +98,28 @@ def make_grader(
     return FunctionGrader(reference)
 
 
-def _made(name: str, kind: Callable[..., Any], options: Mapping[str, Any], resources: Mapping[str, Any]) -> Grader:
+def _placed(options: Mapping[str, Any], kind: Any, folder: Path | None) -> Mapping[str, Any]:
+    """The options with the files among them, which `kind.paths` names, in `folder`."""
+    if folder is None:
+        return options
+    files = [key for key in getattr(kind, "paths", ()) if isinstance(options.get(key), str)]
+    return {**options, **{key: str(folder / options[key]) for key in files}}
+
+
+def _made(
+    name: str,
+    kind: Callable[..., Any],
+    options: Mapping[str, Any],
+    resources: Mapping[str, Any],
+    needed: Sequence[str],
+) -> Grader:
     parameters = inspect.signature(kind).parameters
+    if unused := [key for key in needed if key not in parameters]:
+        raise ConfigError(f"grader {name} takes no {unused[0]}")
     unknown = [option for option in options if option not in parameters or option in RESOURCES]
     if unknown:
         allowed = [parameter for parameter in parameters if parameter not in RESOURCES]
-        close = difflib.get_close_matches(unknown[0], allowed, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"it takes: {', '.join(allowed) or 'none'}"
+        hint = did_you_mean(unknown[0], allowed, f"it takes: {', '.join(allowed) or 'none'}")
         raise ConfigError(f"grader {name} has no option {unknown[0]!r}; {hint}")
     given = {key: resources[key] for key in RESOURCES if key in parameters and resources.get(key) is not None}
     for key, parameter in parameters.items():

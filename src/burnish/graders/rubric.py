@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 from burnish.core.errors import ConfigError
 from burnish.core.grade import Grade
@@ -65,6 +65,9 @@ class RubricGrader:
 
     keeps_deadline = True
     """Each request has `Judging.timeout_s`."""
+
+    paths: ClassVar[tuple[str, ...]] = ("rubric", "calibration")
+    """Options that a graph gives as files beside it."""
 
     def __init__(
         self,

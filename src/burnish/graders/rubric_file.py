@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from burnish.core.errors import ConfigError
+from burnish.core.hints import did_you_mean
 from burnish.core.judge import Criterion, CriterionExample
 from burnish.graders.rubric_criteria import Judging, Polarity, Rubric, RubricCriterion, TextRule
 
@@ -64,19 +65,13 @@ class _Criterion(_Row):
         )
 
 
-class _Judging(_Row):
-    batch_size: int = 8
-    show: tuple[str, ...] = ("task", "answer")
-    attempts: int = 2
-    timeout_s: float = 120.0
-    quorum: int = 0
-    max_chars: int = 24_000
-    max_answer_chars: int = 200_000
-    max_tokens: int = 2048
-    controls: bool = True
-    scrub: bool = True
-    seed: int = 0
-    known_good: str = ""
+if TYPE_CHECKING:
+    _Judging = _Row
+else:
+    _HINTS = get_type_hints(Judging)
+    _Judging = create_model(
+        "_Judging", __base__=_Row, **{field.name: (_HINTS[field.name], field.default) for field in fields(Judging)}
+    )
 
 
 class _Head(_Row):
@@ -190,5 +185,4 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{key}: {first['msg']}, got {str(first['input'])[:80]!r}"
     nested: dict[str, type[BaseModel]] = {"rule": _Rule, "judging": _Judging, "examples": _Example}
     known = list(nested.get(str(first["loc"][0]), model).model_fields if len(first["loc"]) > 1 else model.model_fields)
-    close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-    return f"unknown key {key}; " + (f"did you mean {close[0]!r}?" if close else f"keys are {', '.join(known)}")
+    return f"unknown key {key}; " + did_you_mean(str(first["loc"][-1]), known, f"keys are {', '.join(known)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,15 @@ class _Answer:
     finish: str
     model: str
     usage: JudgeUsage
+
+
+def judge_at(url: str, model: str, *, key_variable: str = "OPENAI_API_KEY", **options: Any) -> OpenAIJudge:
+    """The judge that a grader graph names by plain values: `judge_at("http://127.0.0.1:8000/v1", "judge-7b")`
+
+    key_variable: where the API key stands in the environment, since a graph is stored with its run, and what its
+    processes have in common is the environment.  options: those of `OpenAIJudgeOptions`.
+    """
+    return OpenAIJudge(url, model, os.environ.get(key_variable, ""), options=OpenAIJudgeOptions(**options))
 
 
 class OpenAIJudge:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +9,22 @@ from typing import Any
 
 from burnish.core.errors import ConfigError
 from burnish.core.grade import Aggregator, Grade
+from burnish.core.hints import did_you_mean
 from burnish.graders.cost import SUCCESS_AT
-from burnish.graders.graph import for_evaluation, parse_graph, read_graph
+from burnish.graders.graph import ScheduledAggregator, for_evaluation, parse_graph, read_graph
+from burnish.graders.integrity.metrics import integrity_scalars, quarantined
+from burnish.graders.judge_budget import judge_scalars
+from burnish.graders.judge_spec import MakeJudge, make_judge
 from burnish.graders.late_sandbox import LateSandbox
 from burnish.graders.staged import StagedWeights
+from burnish.health.monitors import MonitorSpec
 from burnish.loop.config import Recipe
+from burnish.loop.knobs import Knobs
 from burnish.loop.worlds import GraphText, World, load_world
+from burnish.rollout.group import GroupResult
 from burnish.rollout.streams import Judgement
+from burnish.store.rows import Event
+from burnish.tasks.modes import Mode, ModedTaskset, ModeMixture
 
 
 def graph_text(recipe: Recipe) -> GraphText | None:
@@ -27,27 +35,97 @@ def graph_text(recipe: Recipe) -> GraphText | None:
     return GraphText(file=str(path.resolve()), text=read_graph(path))
 
 
-def open_world(recipe: Recipe, *, graph: GraphText | None = None, resources: Mapping[str, Any] | None = None) -> World:
+def open_world(
+    recipe: Recipe,
+    *,
+    graph: GraphText | None = None,
+    resources: Mapping[str, Any] | None = None,
+    judges: MakeJudge = make_judge,
+) -> World:
     """The recipe's environment with the graders that the recipe asks for.  Its tasks do not depend on run.seed, so that
     runs can be compared over seeds.
 
-    graph: in place of the file that the recipe names.  resources: what graders are handed beside a sandbox.  Raises
-    ConfigError where graph and stages are both given, or where stages name a grader that the environment does not have.
+    graph: in place of the file that the recipe names.  resources: what graders are handed beside a sandbox.  judges:
+    makes those of the graph.  Raises ConfigError where graph and stages are both given, or where stages name a grader
+    that the environment does not have.
     """
     environment = recipe.environment
     world = load_world(environment.name, environment.options, seed=environment.seed)
+    if environment.modes:
+        elsewhere = None if environment.heldout_mode == "mixed" else Mode(environment.heldout_mode)
+        mixed = ModedTaskset(world.taskset, ModeMixture(environment.modes), elsewhere=elsewhere)
+        world = replace(world, taskset=mixed)
     graph = graph or graph_text(recipe)
     staged = staged_weights(recipe)
     if graph is None:
-        return world if staged is None else replace(world, aggregator=_aggregator(staged, world))
+        world = world if staged is None else replace(world, aggregator=_aggregator(staged, world))
+        return replace(world, aggregator=_priced(recipe, world.aggregator))
     if staged is not None:
         raise ConfigError(
             f"both staged.weights and graders.file ({graph.file}) are given; write stages into the file: "
             "weight = [[0.3, 0.0], [0.6, 0.5]] and preference = true"
         )
     sandbox = LateSandbox()
-    found = parse_graph(graph.text, Path(graph.file), resources={"sandbox": sandbox, **(resources or {})})
-    return replace(world, graders=found.graders, aggregator=found.aggregator, sandbox=sandbox, graph=graph)
+    handed = {"sandbox": sandbox, **(resources or {})}
+    found = parse_graph(graph.text, Path(graph.file), resources=handed, judges=judges)
+    aggregator = _priced(recipe, found.aggregator)
+    return replace(world, graders=found.graders, aggregator=aggregator, sandbox=sandbox, graph=graph)
+
+
+def _priced(recipe: Recipe, aggregator: Aggregator) -> Aggregator:
+    """The aggregator with the recipe's penalty for proven cheating, where it has one."""
+    penalty = recipe.graders.penalty
+    if penalty is None:
+        return aggregator
+    if not isinstance(aggregator, ScheduledAggregator) or not aggregator.integrity:
+        raise ConfigError(
+            f"graders.penalty is {penalty:g}, and no grader looks for cheating; give the graph an integrity node "
+            "(docs/integrity.md)"
+        )
+    return replace(aggregator, penalty=penalty)
+
+
+def integrity_node(aggregator: Aggregator) -> str:
+    """Name of the grader whose flags come first, "" where there is none."""
+    return aggregator.integrity if isinstance(aggregator, ScheduledAggregator) else ""
+
+
+def integrity_monitors(aggregator: Aggregator) -> tuple[MonitorSpec, ...]:
+    """What health watches besides its own monitors where a grader looks for cheating: its share, which is 0 in health,
+    and the share without a reward, a suspicion being the one way out of a group that a policy could learn."""
+    if not integrity_node(aggregator):
+        return ()
+    share = MonitorSpec(name="integrity/cheating_share", kind="cheating", allowance=0.02, rank="reward_surprise")
+    excluded = replace(share, name="integrity/exclusion_rate", kind="exclusion_rate", rank="excluded")
+    return replace(share, known_mean=0.0), excluded
+
+
+def grade_scalars(aggregator: Aggregator, groups: Sequence[GroupResult]) -> dict[str, float]:
+    """What the grades of one step say beside rewards (docs/metrics.md): shares of cheating and exclusion where somebody
+    looked for it, what judges cost where some were asked."""
+    grades = [grades for group in groups for grades in group.grades_G]
+    rewards = [reward for group in groups for reward in group.rewards_G]
+    scalars = integrity_scalars(grades, rewards, integrity=integrity_node(aggregator) or "integrity")
+    return scalars | judge_scalars([grade for given in grades for grade in given])
+
+
+def bar_cheated_tasks(
+    recipe: Recipe, aggregator: Aggregator, knobs: Knobs, groups: Sequence[GroupResult], step: int
+) -> list[Event]:
+    """Put tasks on which a proven cheat earned something into quarantine for as long as the recipe says.
+
+    Gives the event that says so, none where no task was barred.
+    """
+    steps, integrity = recipe.graders.quarantine_steps, integrity_node(aggregator)
+    if not steps or not integrity:
+        return []
+    ids = [trajectory.task_id for group in groups for trajectory in group.trajectories]
+    barred = quarantined(ids, [grades for group in groups for grades in group.grades_G], integrity=integrity)
+    if not barred:
+        return []
+    knobs.quarantine = {**knobs.quarantine, **dict.fromkeys(barred, step + steps)}
+    detail = f"{len(barred)} tasks on which a proven cheat earned something are not drawn until step {step + steps}"
+    return [Event(kind="quarantine", detail=detail, data={"tasks": list(barred), "until_step": step + steps})]
 
 
 def staged_weights(recipe: Recipe) -> StagedWeights | None:
@@ -91,7 +169,6 @@ def _aggregator(staged: StagedWeights, world: World) -> Aggregator:
     names = [grader.name for grader in world.graders]
     for name in staged.weights:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names)}"
+            hint = did_you_mean(name, names, f"it has {', '.join(names)}")
             raise ConfigError(f"staged.weights names {name!r}, which environment {world.name} does not have; {hint}")
     return staged.scheduled

@@ -18,13 +18,12 @@ from burnish.core.sampling import SamplingParams
 from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
 from burnish.graders.graph import aggregator_at
-from burnish.graders.integrity.metrics import integrity_scalars
 from burnish.loop.config import RLSection
-from burnish.loop.grading import share_done
+from burnish.loop.grading import bar_cheated_tasks, grade_scalars, share_done
 from burnish.loop.held_out import exclusion_text
 from burnish.loop.invariants import check_on_policy
 from burnish.loop.objective import learn_entropy, learn_sizes, trajectory_weights, weighed
-from burnish.loop.session import Session, plan
+from burnish.loop.session import Session, group_plans
 from burnish.loop.setup import rl_loss, token_charge
 from burnish.loop.shard import GradientOrder
 from burnish.loop.state import Ledger
@@ -91,9 +90,9 @@ def rl_step(session: Session, queue: TaskQueue, tasks: Sequence[Task]) -> dict[s
     step = state.rl_step + 1
     chosen = [tasks[index] for index in queue.next(settings.groups, step=step, knobs=state.knobs)]
     plans = [
-        plan(task, "rl", step, group, sample, session.recipe.run.seed)
+        one
         for group, task in enumerate(chosen)
-        for sample in range(settings.group_size)
+        for one in group_plans(session.recipe, task, step, group, settings.group_size)
     ]
     trajectories, grades, rollout_s = session.rollout(plans, sampling_params(settings), hold=True)
     collected = Collected(trajectories=trajectories, grades=grades, wait_s=rollout_s, dispatched=len(plans))
@@ -106,7 +105,8 @@ def sampling_params(settings: RLSection) -> SamplingParams:
 
 
 def train_step(session: Session, collected: Collected, started_s: float) -> dict[str, float]:
-    """Train on what was collected and commit the step, which began at `started_s`; returns its scalars.
+    """Train on what was collected and commit the step (`Session.commit`), which began at `started_s`; returns its
+    scalars.
 
     Raises InvariantViolation or RunStopped (no signal, exclusions, loss not finite); what was rolled out is committed
     in any case.
@@ -117,10 +117,7 @@ def train_step(session: Session, collected: Collected, started_s: float) -> dict
     seen: list[Seen] = []
     ledger = count(batch.fates, collected)
     scalars = describe(batch, collected.trajectories) | dict(collected.scalars)
-    scalars |= integrity_scalars(
-        [grades for group in batch.groups for grades in group.grades_G],
-        [reward for group in batch.groups for reward in group.rewards_G],
-    )
+    scalars |= grade_scalars(session.world.aggregator, batch.groups)
     scalars |= {f"episodes/{key}": float(n) for key, n in asdict(ledger).items()}
     scalars["episodes/pending"] = float(collected.under_way)
     learning = time.perf_counter()
@@ -138,17 +135,17 @@ def train_step(session: Session, collected: Collected, started_s: float) -> dict
         "time/learn_s": learned - learning,
         "rate/sampled_tokens_per_s": scalars["tokens/sampled"] / max(collected.wait_s, 1e-9),
     }
-    session.writer.commit_step(
-        StepRecord(
-            phase="rl",
-            step=step,
-            policy_version=state.version,
-            rows=[*stored_rows(batch, step, version), *collected.dropped],
-            scalars=scalars,
-            events=observed.events,
-            streams=observed.streams,
-        )
+    barred = bar_cheated_tasks(session.recipe, session.world.aggregator, state.knobs, batch.groups, step)
+    record = StepRecord(
+        phase="rl",
+        step=step,
+        policy_version=state.version,
+        rows=[*stored_rows(batch, step, version), *collected.dropped],
+        scalars=scalars,
+        events=[*observed.events, *barred],
+        streams=observed.streams,
     )
+    session.commit(record)
     _account(session, ledger, batch, collected.under_way)
     state.rl_step = step
     learn_sizes(state, batch.trained, batch.weights, observed.sizes)

@@ -168,7 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, path: str, values: Mapping[str, str]) -> None:
         data = self.server.data
         if path == "/":
-            page = render_page({"mode": "live"}, title=data.root.resolve().name)
+            writable = {} if self.server.override is None else {"token_header": TOKEN_HEADER}
+            page = render_page({"mode": "live", **writable}, title=data.root.resolve().name)
             self._send(HTTPStatus.OK, page.encode(), "text/html; charset=utf-8")
         elif path == "/api/overview":
             if values.get("revision") == data.revision():

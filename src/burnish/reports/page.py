@@ -30,6 +30,7 @@ SCRIPTS = (
     "curves.js",
     "health.js",
     "images.js",
+    "overrides.js",
     "detail.js",
     "trajectories.js",
     "page.js",

@@ -80,9 +80,8 @@ def launch(
     streams: Streams,
 ) -> Cage:
     """Fill the work folder, then start `command` in it.  Raises SandboxError where the rung does not come up."""
-    if plan.has_namespaces:
-        return _launch_bwrap(plan, command, files=files, limits=limits, env=env, streams=streams)
-    return _launch_here(plan, command, files=files, limits=limits, env=env, streams=streams)
+    start = _launch_bwrap if plan.has_namespaces else _launch_here
+    return start(plan, command, files=files, limits=limits, env=env, streams=streams)
 
 
 def _launch_bwrap(

@@ -32,7 +32,8 @@ class Defences:
     clean_world: judged in a clean copy with the allow-listed files of the agent (off: in the agent's whole folder).
     values_outside: values are compared out here (off: in the sandbox, which is told what is expected).  nonce: rows
     need the nonce of the run (off: rows without one count, and printed ones too).  hidden: the tests are not on the
-    agent's disk (off: `tests/hidden.json` lies there).
+    agent's disk (off: `tests/hidden.json` lies there).  integrity: what looks like cheating costs, or earns nothing
+    (off: nobody looks).
 
     `Defences(nonce=False)`
     """
@@ -41,6 +42,7 @@ class Defences:
     values_outside: bool = True
     nonce: bool = True
     hidden: bool = True
+    integrity: bool = True
 
     @staticmethod
     def of(switches: Mapping[str, bool]) -> Defences:

@@ -82,7 +82,8 @@ class Repair(Environment):
         if unknown := [name for name in repositories if name not in known]:
             raise ConfigError(f"repair has no repository {unknown[0]!r}; it has {', '.join(known)}")
         self.repositories = tuple(repositories) or known
-        self.graders: tuple[str | Grader, ...] = all_graders(self.spec, self.defences)
+        own: tuple[str | Grader, ...] = all_graders(self.spec, self.defences)
+        self.graders = (*own, "integrity") if self.defences.integrity else own
         self.grader_graph = _graph(rung, unsafe, self.defences)
 
     def tasks(self, split: str, rng: Random) -> Iterator[Task]:
@@ -124,13 +125,15 @@ class Repair(Environment):
         self._commands = 0
 
     def final_state(self) -> dict[str, Any]:
-        """What changed: `files` (path -> new text), `removed`; `commands` that ran; the `sandbox` that they ran in."""
+        """What changed: `files` (path -> new text), `removed`; `commands` that ran; the `sandbox` that they ran in; and
+        under `integrity` hashes of every file at the start and at the end."""
         rung = str(self.room.rung or "")
         return {
             "files": self.work.changed(),
             "removed": self.work.removed(),
             "commands": self._commands,
             "sandbox": {"rung": rung},
+            "integrity": self.work.report(),
         }
 
     async def teardown(self) -> None:
@@ -217,8 +220,10 @@ class Repair(Environment):
 def _graph(rung: str, unsafe: bool, defences: Defences) -> dict[str, Any]:
     """`graders.toml`, its hidden tests run as the environment's own commands are."""
     graph = tomllib.loads(Path(__file__).with_name("graders.toml").read_text(encoding="utf-8"))
-    switches = {key: value for key, value in asdict(defences).items() if key != "hidden"}
+    switches = {key: value for key, value in asdict(defences).items() if key not in ("hidden", "integrity")}
     graph["graders"]["tests"]["options"] = {"rung": rung, "unsafe": unsafe, **switches}
+    if not defences.integrity:
+        del graph["aggregator"]["integrity"], graph["aggregator"]["penalty"], graph["graders"]["integrity"]
     return graph
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
 from burnish.core.errors import ToolError
+from burnish.core.hashing import bytes_hash
 
 MAX_FILE_CHARS = 200_000
 MAX_FILES = 500
@@ -128,6 +130,21 @@ class Workspace:
         text = re.sub(r"\bin \d+\.\d+s\b", "in 0.000s", text)
         known = "|".join(re.escape(path) for path in self.shown())
         return re.sub(rf'(?<=["\s(])/[\w./-]*?/(?=(?:{known})\b)', "", text) if known else text
+
+    def report(self) -> dict[str, Any]:
+        """What integrity checks read: SHA-256 of files `before` and `after`, old and new `texts` of what changed."""
+        return {
+            "before": _hashes(self.start),
+            "after": _hashes(self.files),
+            "texts": {
+                path: [self.start.get(path, b"").decode("utf-8", "replace"), text]
+                for path, text in self.changed().items()
+            },
+        }
+
+
+def _hashes(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {path: bytes_hash(data) for path, data in sorted(files.items()) if is_shown(path)}
 
 
 def is_shown(path: str) -> bool:

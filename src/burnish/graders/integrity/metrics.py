@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from burnish.core.grade import Grade
-from burnish.core.task import Task
 from burnish.graders.integrity.canaries import CanaryOutcome
 from burnish.graders.integrity.flag import Strength
 from burnish.graders.integrity.penalty import families_of, strength_of
@@ -56,15 +55,22 @@ def canary_scalars(outcomes: Sequence[CanaryOutcome]) -> dict[str, float]:
 
 
 def quarantined(
-    tasks: Sequence[Task], grades: Sequence[Sequence[Grade]], *, integrity: str = "integrity"
+    task_ids: Sequence[str], grades: Sequence[Sequence[Grade]], *, integrity: str = "integrity"
 ) -> tuple[str, ...]:
     """Ids of tasks on which cheating was proven and yet something was earned: they leave the sampler until the
-    environment is fixed.  An attempt that earned nothing shows that the task holds, so it stays."""
+    environment is fixed.  An attempt that earned nothing shows that the task holds, so it stays.
+
+    task_ids[i] and grades[i] belong to trajectory i.
+
+    >>> caught = Grade(grader="integrity", version="1", score=0.0, evidence={"strength": "proven"})
+    >>> quarantined(["a", "b"], [[caught, Grade(grader="tests", version="1", score=s)] for s in (1.0, 0.0)])
+    ('a',)
+    """
     found: dict[str, None] = {}
-    for task, given in zip(tasks, grades, strict=True):
+    for task_id, given in zip(task_ids, grades, strict=True):
         earned = any((grade.score or 0.0) > 0 for grade in given if grade.grader != integrity)
         if earned and strength_of(given, integrity) == Strength.PROVEN:
-            found[task.id] = None
+            found[task_id] = None
     return tuple(found)
 
 

@@ -24,7 +24,7 @@ const detailView = (() => {
       if (event.target.classList.contains("token") && event.target.title) readout.textContent = event.target.title;
     });
     show();
-    return element("div", { class: "detail" }, head(one, buttons, open), body, readout, verdict(one));
+    return element("div", { class: "detail" }, head(one, buttons, open), body, readout, verdict(one), overridesView.render(one));
   }
 
   function head(one, buttons, open) {

@@ -20,6 +20,14 @@
     return body;
   }
 
+  async function tell(values, token) {
+    const headers = { "Content-Type": "application/json", [data.token_header]: token };
+    const answer = await fetch("api/override", { method: "POST", headers, body: JSON.stringify(values) });
+    const body = await answer.json();
+    if (!answer.ok) throw new Error(body.error || `the server answered ${answer.status}`);
+    take(await ask("api/overview", {}));
+  }
+
   /* "#trajectories/rl/000012/0003/05" names a tab, and what to open in it. */
   function place() {
     const hash = decodeURIComponent(location.hash.slice(1));
@@ -51,6 +59,7 @@
 
   function take(newest) {
     view = newest;
+    overridesView.update(view);
     TABS.forEach((name) => stale.add(name));
     header();
     show();
@@ -115,6 +124,7 @@
   curvesTab.build(sections.curves);
   healthTab.build(sections.health);
   trajectoriesTab.build(sections.trajectories, source);
+  if (data.token_header) overridesView.accept(tell);
   window.addEventListener("hashchange", show);
   if (isLive) {
     show();
