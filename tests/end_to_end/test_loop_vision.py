@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from eyes_env import Eyes, picture
 
+from burnish.cli import main
 from burnish.core.message import Message, TextPart
 from burnish.core.sampling import Renderer, Sample, SampleRequest, SamplingParams
 from burnish.core.task import Task
@@ -76,6 +77,19 @@ def test_a_run_learns_to_see_and_passes_its_own_checks(run: Path) -> None:
     assert found.seen > 0.9
     assert found.check().ok, found.check().detail
     assert found.blind < 0.75
+
+
+def test_the_doctor_takes_the_pixels_from_a_policy_that_is_named(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    words = ["doctor", str(EYES), "--tasks", "40", "closer=false"]
+    main([*words, "--policy", str(run)])
+    told = next(line for line in capsys.readouterr().out.splitlines() if "image ablation" in line)
+    assert "with images" in told
+    assert "ok" in told
+    main(words)
+    assert "image ablation" not in capsys.readouterr().out
 
 
 def test_images_lie_in_the_run_once_and_the_viewer_shows_them(run: Path) -> None:

@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
 from scipy.stats import chisquare
 
 from burnish.core.errors import TaskError
 from burnish.core.task import Limits, Task
-from burnish.tasks.horizon import HorizonMix, with_horizon
+from burnish.loop.config import Recipe
+from burnish.loop.policy import merged_limits
+from burnish.loop.session import group_plans
+from burnish.rollout.episode import effective_limits
+from burnish.tasks.horizon import HorizonMix
 
 
 def test_horizons_are_uniform_from_the_first_step_and_repeat():
@@ -34,13 +40,23 @@ def test_drawing_leaves_the_global_random_state_alone():
     assert random.getstate() == before
 
 
-def test_a_horizon_changes_the_turns_alone():
+def test_the_members_of_a_group_share_a_horizon_that_changes_turns_alone() -> None:
+    recipe = Recipe.model_validate({"limits": {"max_turn_tokens": 7, "horizons": [6, 10, 16, 25]}})
     task = Task(prompt="?", id="t", limits=Limits(max_turns=4, max_turn_tokens=7))
-    longer = with_horizon(task, 16)
-    assert longer.limits == Limits(max_turns=16, max_turn_tokens=7)
-    assert longer.id == "t"
-    assert longer.content_hash != task.content_hash
-    assert with_horizon(Task(prompt="?"), 6, Limits(max_turn_tokens=9)).limits == Limits(max_turns=6, max_turn_tokens=9)
+    groups = [group_plans(recipe, task, 1, group, 3) for group in range(40)]
+    assert all(len({one.max_turns for one in plans}) == 1 for plans in groups)
+    assert {plans[0].max_turns for plans in groups} == {6, 10, 16, 25}
+    limits = [effective_limits(plans[0], None, None) for plans in groups]
+    assert {replace(found, max_turns=4) for found in limits} == {task.limits}
+    assert [found.max_turns for found in limits] == [plans[0].max_turns for plans in groups]
+    assert groups[0][0].task is task
+    assert merged_limits(recipe, Limits()) == Limits(max_turn_tokens=7)
+
+
+def test_without_horizons_the_limits_stay() -> None:
+    plans = group_plans(Recipe(), Task(prompt="?"), 1, 0, 2)
+    assert [one.max_turns for one in plans] == [0, 0]
+    assert effective_limits(plans[0], None, Limits(max_turns=3)) == Limits(max_turns=3)
 
 
 def test_bad_horizons_are_refused():
@@ -50,5 +66,5 @@ def test_bad_horizons_are_refused():
         HorizonMix(horizons=(0, 3))
     with pytest.raises(TaskError, match="one weight"):
         HorizonMix(horizons=(6, 10), weights=(1.0,))
-    with pytest.raises(TaskError, match="at least 1"):
-        with_horizon(Task(prompt="?"), 0)
+    with pytest.raises(ValidationError):
+        Recipe.model_validate({"limits": {"horizons": [0, 3]}})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from array import array
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,8 @@ from burnish.core.errors import ConfigError
 from burnish.core.message import Message, Role, TextPart
 from burnish.core.task import Task
 from burnish.environments.question import Question
+from burnish.loop.config import Recipe
+from burnish.loop.grading import open_world
 from burnish.loop.worlds import mistaken_expert
 from burnish.policies.chat import MODE_BEGINS
 from burnish.rollout.episode import EpisodePlan, spoken
@@ -98,3 +102,21 @@ def test_unknown_modes_are_refused() -> None:
         [Message.user("x")], []
     )
     assert isinstance(renderer.forced("think").open([Message.user("x")], []), array)
+
+
+@pytest.mark.parametrize(("heldout", "expected"), [("mixed", {"think": 10, "direct": 10}), ("direct", {"direct": 20})])
+def test_a_recipe_gives_its_tasks_modes(tmp_path: Path, heldout: str, expected: dict[str, int]) -> None:
+    rows = [json.dumps({"prompt": f"What is {n}?", "answer": str(n)}) for n in range(200)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(rows))
+    environment = {
+        "name": str(tmp_path / "sums.jsonl"),
+        "modes": {"think": 0.5, "direct": 0.5},
+        "heldout_mode": heldout,
+    }
+    world = open_world(Recipe.model_validate({"environment": environment}))
+    train, other = world.tasks("train", 20), world.tasks("heldout", 20)
+    assert Counter(task.tags[MODE_TAG] for task in train) == {"think": 10, "direct": 10}
+    assert Counter(task.tags[MODE_TAG] for task in other) == expected
+    assert all(task.prompt_text.endswith(f" /{task.tags[MODE_TAG]}") for task in [*train, *other])
+    plain = open_world(Recipe.model_validate({"environment": {"name": environment["name"]}}))
+    assert not any(MODE_TAG in task.tags for task in plain.tasks("train", 20))

@@ -164,16 +164,24 @@ def _health(parser: argparse.ArgumentParser) -> None:
 
 def _diagnose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="FILE|RUN", help="trajectories of any agent, .jsonl or .json, or a run")
-    parser.add_argument("--policy", default="", metavar="FILE", help="rules of the domain, .toml, or built-in: retail")
+    parser.add_argument(
+        "--policy", default="", metavar="FILE", help="rules: .toml, or retail, shop, shop_dialogue, repair"
+    )
     parser.add_argument("--format", default="", choices=("", *DIAGNOSE_FORMATS), help="(default: seen from the record)")
     parser.add_argument("--no-reference", action="store_true", help="do not look at gold actions")
     parser.add_argument("--all", action="store_true", help="also trajectories that passed")
-    parser.add_argument("--weights", default="", metavar="FILE", help="weights of the ranking (default: built-in)")
+    parser.add_argument("--weights", default="", metavar="FILE", help="of the ranking, or built-in: retail, injected")
     parser.add_argument("--constraints", default="", metavar="FILE", help="constraints that a model wrote, JSON")
     parser.add_argument("--judge", default="", metavar="openai:MODEL", help="let a model look at the suspects")
     parser.add_argument("--base-url", default="", help="of the judge's endpoint (default: $OPENAI_BASE_URL)")
     parser.add_argument("--out", default="", metavar="FILE", help="write every diagnosis, as JSONL")
     parser.add_argument("--to-atif", default="", metavar="FILE", help="write every record, as ATIF JSONL")
+    parser.add_argument("--report", default="", metavar="FILE", help="write a report, .html or .md")
+    parser.add_argument("--compare", default="", metavar="FILE|RUN", help="with what came before; 4 where it got worse")
+    parser.add_argument("--corrections", default="", metavar="FILE", help="what people say, JSONL; a run keeps them")
+    parser.add_argument("--export", default="", metavar="FOLDER", help="write preference pairs and corrected prefixes")
+    parser.add_argument("--tag", action="store_true", help="write diagnosis.jsonl, tags by trajectory, beside a run")
+    parser.add_argument("--where", action="append", default=[], metavar="TAG=VALUE", help="only these, as owner=user")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     _root(parser)
     parser.epilog = "Formats, rules and categories are described in docs/diagnosis.md."
@@ -199,6 +207,7 @@ def _regrade(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--graders", default="", metavar="FILE", help="graders.toml (default: the run's own graders)")
     parser.add_argument("--phase", choices=("sft", "rl", "eval"), default="", help="only this phase (default: all)")
     parser.add_argument("--out", default="", metavar="FILE", help="also write every new grade, as JSONL")
+    parser.add_argument("--offline", action="store_true", help="judges answer from their caches alone")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.epilog = "Nothing is sampled and the run stays as it is.  The file is described in docs/graders.md."
 
@@ -225,12 +234,15 @@ def _list_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def _judge(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("calibrate", "agreement"))
-    parser.add_argument("file", metavar="FILE", help="calibrate: labelled examples; agreement: ratings; both as JSONL")
-    parser.add_argument("--rubric", default="", metavar="FILE", help="calibrate: rubric, .toml or .jsonl")
+    parser.add_argument("action", choices=("calibrate", "agreement", "drift"))
     parser.add_argument(
-        "--judge", action="append", default=[], metavar="openai:MODEL", help="calibrate; may be repeated"
+        "file", metavar="FILE", help="calibrate, drift: (labelled) examples; agreement: ratings; as JSONL"
     )
+    parser.add_argument("--rubric", default="", metavar="FILE", help="calibrate, drift: rubric, .toml or .jsonl")
+    parser.add_argument(
+        "--judge", action="append", default=[], metavar="openai:MODEL", help="calibrate, drift; may be repeated"
+    )
+    parser.add_argument("--baseline", default="", metavar="FILE", help="drift: made where it is not there")
     parser.add_argument("--base-url", default="", help="of the judges' endpoint (default: $OPENAI_BASE_URL)")
     parser.add_argument("--cache", default="", metavar="FILE", help="keep replies here, and never ask twice")
     parser.add_argument("--offline", action="store_true", help="use the replies in --cache alone")
@@ -263,6 +275,10 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("environment", metavar="ENV", help="built-in environment, .py or .jsonl file")
     parser.add_argument("--tasks", type=int, default=300, help="tasks to probe (default: 300)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--policy", default="", metavar="RUN", help="run or model folder: does it look at the environment's images?"
+    )
+    _root(parser)
     parser.add_argument(
         "options", nargs="*", metavar="option=value", help="options of the environment, such as level=2"
     )
@@ -312,7 +328,8 @@ def _check_command(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.  Returns the exit code: 0 done, 1 failed, 2 usage, 3 stopped early, 130 interrupted."""
+    """Run one command.  Returns the exit code: 0 done, 1 failed, 2 usage, 3 stopped early, 4 got worse (a comparison),
+    130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     _check_command(words)
     parser = _parser()

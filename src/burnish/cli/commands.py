@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,7 +23,7 @@ from rich.text import Text
 from burnish.cli import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE
 from burnish.core.errors import BurnishError, ConfigError, RunStopped
 from burnish.loop.config import Recipe
-from burnish.loop.recipes import all_keys, apply_overrides, load_recipe, suggestion
+from burnish.loop.recipes import all_keys, load_recipe, suggestion
 from burnish.store.runs import find_run, list_runs, prune
 
 console = Console()
@@ -204,130 +203,22 @@ def _print_outcome(folder: Path) -> None:
     console.print(f"browse  burnish view {folder.name}", soft_wrap=True, highlight=False)
 
 
-# -- evaluation ------------------------------------------------------------------------------------------------------
-
-
 def _eval(arguments: argparse.Namespace) -> int:
-    from burnish.evaluation.heldout import EvalSpec, Mode
-    from burnish.loop.standalone import evaluate_subject, open_taskset, write_result
+    from burnish.cli.evaluating import evaluate
 
-    root = Path(arguments.root)
-    options, overrides = _split_options(arguments.keys)
-    subject, evals = _subject(arguments, root, overrides)
-    world, split = open_taskset(arguments.taskset, options, subject.recipe)
-    label = arguments.label or f"{subject.name}-{world.name}".replace("/", "_").replace(":", "_")
-    spec = EvalSpec(
-        label=label,
-        split=split,
-        mode=Mode(arguments.mode),
-        samples=arguments.samples,
-        seed=arguments.seed,
-        temperature=subject.recipe.rl.temperature,
-    )
-    with console.status(f"evaluating {subject.name} on {world.name}:{split}"):
-        result = evaluate_subject(subject, world, spec, arguments.tasks)
-    path = evals / f"{label}-{split}-{arguments.mode}.json"
-    write_result(result, path)
-    table = Table("policy", "taskset", "mode", "n", "success", "95% interval", "excluded")
-    rate = result.rate
-    table.add_row(
-        subject.name,
-        f"{world.name}:{split}",
-        arguments.mode,
-        str(rate.n),
-        f"{rate.share:.3f}",
-        f"{rate.low:.3f}-{rate.high:.3f}",
-        str(result.excluded),
-    )
-    console.print(table)
-    console.print(f"stored  {path}", soft_wrap=True, highlight=False)
-    return 0
-
-
-def _subject(arguments: argparse.Namespace, root: Path, overrides: Sequence[str]) -> tuple[Any, Path]:
-    from burnish.loop.standalone import model_subject, run_subject
-
-    name: str = arguments.policy
-    if name.startswith("openai:"):
-        return _endpoint(arguments, name.removeprefix("openai:"), overrides), root / "evals"
-    if (Path(name) / "config.json").is_file():
-        return model_subject(name, overrides), root / "evals"
-    try:
-        folder = find_run(root, name)
-    except BurnishError:
-        if "/" not in name or Path(name).exists():
-            raise
-        return model_subject(name, overrides), root / "evals"
-    return run_subject(folder, overrides), folder / "evals"
-
-
-def _endpoint(arguments: argparse.Namespace, model: str, overrides: Sequence[str]) -> Any:
-    """A model behind an OpenAI-compatible endpoint; key and address come from the environment or the command line."""
-    from burnish.integrations.openai_chat import OpenAIChatSampler
-    from burnish.loop.standalone import Subject, endpoint_recipe
-
-    base_url = arguments.base_url or os.environ.get("OPENAI_BASE_URL", "")
-    if not base_url:
-        raise ConfigError("give the endpoint with --base-url or in OPENAI_BASE_URL, such as http://127.0.0.1:8000/v1")
-    if not arguments.taskset:
-        raise ConfigError("an endpoint has no environment of its own; name one with --taskset, such as shop:heldout")
-    recipe = endpoint_recipe(overrides)
-    sampler = OpenAIChatSampler(base_url, model, os.environ.get("OPENAI_API_KEY", ""))
-    return Subject(name=model, sampler=sampler, renderer=None, recipe=recipe)
-
-
-def _split_options(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Words without a dot are options of the environment, the others recipe keys."""
-    options = [word for word in words if "." not in word.partition("=")[0]]
-    return _options(options), [word for word in words if word not in options]
-
-
-def _options(words: Sequence[str]) -> dict[str, Any]:
-    for word in words:
-        if "=" not in word:
-            raise ConfigError(f"{word!r} is not of the form option=value")
-    data = apply_overrides({}, [f"environment.options.{word}" for word in words])
-    options: dict[str, Any] = data.get("environment", {}).get("options", {})
-    return options
+    return evaluate(arguments)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from burnish.evaluation.compare import compare
-    from burnish.evaluation.heldout import from_row
-    from burnish.reports.tables import comparison_table
+    from burnish.cli.evaluating import compare_results
 
-    rows = [_evaluation(ref, arguments) for ref in (arguments.a, arguments.b)]
-    comparison = compare(from_row(rows[0]), from_row(rows[1]), names=(arguments.a, arguments.b))
-    console.print(comparison_table(comparison))
-    return 0
-
-
-def _evaluation(ref: str, arguments: argparse.Namespace) -> Any:
-    from burnish.loop.standalone import pick_evaluation, read_result
-    from burnish.store.reader import RunReader
-
-    if ref.endswith(".json"):
-        return read_result(Path(ref))
-    folder = find_run(arguments.root, ref)
-    return pick_evaluation(
-        RunReader(folder).evaluations(),
-        label=arguments.label,
-        split=arguments.split,
-        mode=arguments.mode,
-        run=folder.name,
-    )
+    return compare_results(arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from burnish.evaluation.doctor import DoctorOptions, examine
-    from burnish.loop.worlds import load_world
-    from burnish.reports.tables import doctor_table
+    from burnish.cli.evaluating import doctor
 
-    world = load_world(arguments.environment, _options(arguments.options), seed=arguments.seed)
-    with console.status(f"examining {world.name} on up to {arguments.tasks} tasks"):
-        report = asyncio.run(examine(world, options=DoctorOptions(n=arguments.tasks)))
-    console.print(doctor_table(report))
-    return 0 if report.healthy else 1
+    return doctor(arguments)
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------

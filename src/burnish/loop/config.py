@@ -7,7 +7,7 @@ errors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,7 @@ ENVIRONMENTS: Mapping[str, tuple[str, str]] = {
     "scan_report": ("burnish.environments.scan_report", "ScanReport"),
     "scenes": ("burnish.environments.scenes", "Scenes"),
     "shop": ("burnish.environments.shop", "Shop"),
+    "shop_dialogue": ("burnish.environments.shop_dialogue", "ShopDialogue"),
 }
 """Built-in environments by name: module and class."""
 
@@ -74,6 +75,13 @@ class EnvironmentSection(Section):
         "the policy through any OpenAI client at the address that it is given, and brings its own tools",
     )
     grader_timeout_s: float = Field(30.0, gt=0, description="a grader that runs longer gives no grade")
+    modes: dict[str, float] = Field(
+        default_factory=dict,
+        description="share of tasks in each manner of reasoning, told by a tag that ends the prompt; empty: no tags",
+    )
+    heldout_mode: Literal["mixed", "think", "direct"] = Field(
+        "mixed", description="manner of the tasks outside train, where modes are given: mixed as in train, or all alike"
+    )
 
 
 class TinySection(Section):
@@ -129,6 +137,9 @@ class LimitsSection(Section):
     """What one episode may spend; an unset key keeps what the task or environment says."""
 
     max_turns: int | None = Field(None, ge=1)
+    horizons: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="training alone: turns drawn anew for each group, evenly from these, in place of max_turns"
+    )
     max_turn_tokens: int | None = Field(None, ge=1)
     max_episode_tokens: int | None = Field(None, ge=1)
     max_context_tokens: int | None = Field(None, ge=8)
@@ -246,6 +257,12 @@ class GradersSection(Section):
     file: str = Field(
         "", description="a grader graph (.toml) in place of the environment's own graders; docs/graders.md"
     )
+    penalty: float | None = Field(
+        None, ge=0, description="what proven cheating costs; unset: what the graph says (docs/integrity.md)"
+    )
+    quarantine_steps: int = Field(
+        0, ge=0, description="how long a task is not drawn on which a proven cheat earned something; 0: it stays"
+    )
 
 
 class StagedSection(Section):
@@ -297,7 +314,7 @@ class RolloutSection(Section):
 class HealthSection(Section):
     """What is watched in every RL step, and how strictly; docs/health.md."""
 
-    on: bool = Field(True, description="token streams, their scalars and monitors; costs about 1% of a step")
+    on: bool = Field(True, description="token streams, their scalars and monitors; costs 1 to 3% of a short step")
     softmax_every: int = Field(
         10,
         ge=0,
@@ -343,6 +360,11 @@ class ControlSection(Section):
     cooldown_steps: int = Field(8, ge=1, description="steps between two knobs that are turned or let go")
     release_steps: int = Field(12, ge=1, description="steps of health before a knob is let go")
     moment_cap: float = Field(0.04, gt=0, description="mask_tail: largest second moment of a slice, nats squared")
+    progress_from: Literal["graders", "diagnosis"] = Field(
+        "graders",
+        description="how near a failed episode came to success: what graders say in their evidence, or, where they say "
+        "nothing, the turns before the critical step that a diagnosis finds (some milliseconds an episode)",
+    )
     learning_rate_floor: float = Field(0.1, gt=0, le=1, description="smallest factor on the learning rate")
     ess_low: float = Field(0.5, gt=0, description="normalised ESS under which near-misses may come")
     ess_recovered: float = Field(0.8, gt=0, description="normalised ESS above which knobs are let go")

@@ -232,4 +232,4 @@ def fit_limits(limits: Limits, positions: int | None) -> Limits:
 
 def merged_limits(recipe: Recipe, limits: Limits) -> Limits:
     """The environment's limits with those that the recipe sets."""
-    return replace(limits, **recipe.limits.model_dump(exclude_none=True))
+    return replace(limits, **recipe.limits.model_dump(exclude_none=True, exclude={"horizons"}))

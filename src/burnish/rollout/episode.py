@@ -15,12 +15,12 @@ from burnish.core.outcome import COMPLETED, Limit, Outcome, Owner
 from burnish.core.sampling import Extension, Finish, Renderer, Sample, SampleRequest, SamplingParams, opened
 from burnish.core.task import Limits, Task
 from burnish.core.text import cap_text
-from burnish.core.tool import Tool, ToolSpec
+from burnish.core.tool import Tool, ToolSpec, specs_of
 from burnish.core.trajectory import Trajectory
 from burnish.rollout.boundary import Deadline, EpisodeStop, failure, guarded, in_world, truncation
 from burnish.rollout.graph import GraphBuilder, check_sample
 from burnish.rollout.hygiene import clean_message, stored_state
-from burnish.rollout.tools import COUNTERS, Toolbelt
+from burnish.rollout.tools import Toolbelt
 
 T = TypeVar("T")
 
@@ -37,6 +37,7 @@ class EpisodePlan:
     `EpisodePlan(id="rl/000012/0003/05", group_id="rl/000012/0003", task=task, sample_index=5, seed=1234)`
 
     seed: `derive_seed(run_seed, task.id, sample_index, step)`; turn t is sampled with `derive_seed(seed, t)`.
+    max_turns: in place of the number that the limits of the episode have; 0 leaves it.
     """
 
     id: str
@@ -44,11 +45,14 @@ class EpisodePlan:
     task: Task
     sample_index: int
     seed: int
+    max_turns: int = 0
 
 
 def effective_limits(plan: EpisodePlan, environment: object, limits: Limits | None) -> Limits:
-    """The limits of an episode: the task's own, else those handed in, else the environment's, else the defaults."""
-    return plan.task.limits or limits or getattr(environment, "limits", None) or Limits()
+    """The limits of an episode: the task's own, else those handed in, else the environment's, else the defaults; with
+    the turns of the plan where it states them."""
+    found = plan.task.limits or limits or getattr(environment, "limits", None) or Limits()
+    return replace(found, max_turns=plan.max_turns) if plan.max_turns else found
 
 
 class Episode:
@@ -237,12 +241,14 @@ class Episode:
     def _room(self) -> tuple[int, Limit]:
         """How many tokens the next action may have, and the limit that says so."""
         limits, graph = self.limits, self._graph
-        return min(
-            (limits.max_turn_tokens, Limit.TURN_TOKENS),
-            (limits.max_episode_tokens - graph.sampled_tokens, Limit.EPISODE_TOKENS),
-            (limits.max_context_tokens - graph.path_tokens, Limit.CONTEXT_TOKENS),
-            key=lambda pair: pair[0],
-        )
+        room, limit = limits.max_turn_tokens, Limit.TURN_TOKENS
+        left = limits.max_episode_tokens - graph.sampled_tokens
+        if left < room:
+            room, limit = left, Limit.EPISODE_TOKENS
+        left = limits.max_context_tokens - graph.path_tokens
+        if left < room:
+            room, limit = left, Limit.CONTEXT_TOKENS
+        return room, limit
 
     def _check_limits(self) -> None:
         """Called after the world answered: may the policy act again?"""
@@ -288,24 +294,14 @@ class Episode:
     # -- the record ----------------------------------------------------------------------------------------------
 
     def _record(self, outcome: Outcome) -> Trajectory:
-        plan, graph = self.plan, self._graph
-        counters = {"turns": self.turns, **{name: self._belt.counters[name] for name in COUNTERS}}
-        counters["forks"] = graph.forks.total()
-        counters |= {f"fork:{reason}": count for reason, count in sorted(graph.forks.items())}
+        counters = {"turns": self.turns, **self._belt.counters, **self._graph.fork_counts()}
         counters["close_errors"] = self._close_errors
-        return Trajectory(
-            id=plan.id,
-            task_id=plan.task.id,
-            task_hash=plan.task.content_hash,
-            group_id=plan.group_id,
-            sample_index=plan.sample_index,
-            seed=plan.seed,
-            nodes=tuple(graph.nodes),
-            outcome=outcome,
+        return self._graph.record(
+            self.plan,
+            outcome,
+            counters,
             answer=self._answer,
             final_state=self._final_state,
-            counters=counters,
-            tags=dict(plan.task.tags),
             tool_s=self._belt.tool_s,
             total_s=self._now_s(),
         )
@@ -332,18 +328,18 @@ def spoken(text: str) -> str:
     return text.rpartition(THINK_END)[2].lstrip("\n") if THINK_END in text else text
 
 
-def offered(tools: Sequence[Tool], task: Task) -> tuple[Tool, ...]:
+def offered(tools: Sequence[Tool], task: Task) -> Sequence[Tool]:
     """The tools of an episode: those the task names, in its order, or all.  Raises ValueError for names that clash
     or are not there."""
-    by_name = {tool.spec.name: tool for tool in tools}
-    if len(by_name) != len(tools):
-        raise ValueError(f"two tools share a name: {sorted(tool.spec.name for tool in tools)}")
+    names = [spec.name for spec in specs_of(tools)]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two tools share a name: {sorted(names)}")
     if task.tools is None:
-        return tuple(tools)
-    missing = [name for name in task.tools if name not in by_name]
+        return tools
+    missing = [name for name in task.tools if name not in names]
     if missing:
-        raise ValueError(f"task {task.id} offers tools {missing}, the environment has {sorted(by_name)}")
-    return tuple(by_name[name] for name in task.tools)
+        raise ValueError(f"task {task.id} offers tools {missing}, the environment has {sorted(names)}")
+    return tuple(tools[names.index(name)] for name in task.tools)
 
 
 def _ends_with(token_ids: array[int], stop_ids: tuple[int, ...]) -> bool:

@@ -11,12 +11,11 @@ draw for a group, not for a member: members that share a baseline must have had 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 from burnish.core.errors import TaskError
 from burnish.core.hashing import derive_seed
-from burnish.core.task import Limits, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,16 +41,3 @@ class HorizonMix:
         """
         rng = Random(derive_seed(seed, "horizon", step, group))
         return rng.choices(self.horizons, weights=self.weights or None)[0]
-
-
-def with_horizon(task: Task, horizon: int, limits: Limits | None = None) -> Task:
-    """The task with `max_turns` set; its id stays, its content hash changes with its limits.
-
-    limits: those that hold where the task has none of its own.
-
-    >>> with_horizon(Task(prompt="?"), 6).limits.max_turns
-    6
-    """
-    if horizon < 1:
-        raise TaskError(f"a horizon is at least 1 turn, got {horizon}")
-    return replace(task, limits=replace(task.limits or limits or Limits(), max_turns=horizon))

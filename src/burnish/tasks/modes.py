@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from burnish.core.errors import ConfigError
 from burnish.core.message import Part, TextPart
-from burnish.core.task import Task
+from burnish.core.task import Task, Taskset
 
 MODE_TAG = "mode"
 
@@ -64,6 +64,33 @@ class ModeMixture:
         for task in self(tasks):
             found[Mode(task.tags[MODE_TAG])].append(task)
         return found
+
+
+class ModedTaskset:
+    """Another taskset whose tasks have a mode each: by the mixture, and outside train `elsewhere` where it is given.
+
+    `ModedTaskset(taskset, ModeMixture({"think": 0.2, "direct": 0.8}), elsewhere=Mode.DIRECT).tasks("heldout")` are
+    all to be answered directly.
+    """
+
+    def __init__(self, inner: Taskset, mixture: ModeMixture, *, elsewhere: Mode | None = None) -> None:
+        self.name, self.chance = inner.name, inner.chance
+        self._inner, self._mixture, self._elsewhere = inner, mixture, elsewhere
+        self._tasks: dict[str, tuple[Task, ...]] = {}
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Those of the other taskset."""
+        return self._inner.splits
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The same tasks in the same order; raises as the other taskset does."""
+        if split not in self._tasks:
+            tasks, forced = self._inner.tasks(split), None if split == "train" else self._elsewhere
+            self._tasks[split] = tuple(
+                self._mixture(tasks) if forced is None else (with_mode(task, forced) for task in tasks)
+            )
+        return self._tasks[split]
 
 
 def with_mode(task: Task, mode: Mode) -> Task:
