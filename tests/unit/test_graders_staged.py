@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import pytest
@@ -10,9 +11,13 @@ from hypothesis import strategies as st
 
 from burnish.core.errors import ConfigError
 from burnish.core.grade import Grade
+from burnish.core.outcome import COMPLETED
+from burnish.core.task import Task
+from burnish.core.trajectory import Trajectory
 from burnish.graders.annealed import AnnealedWeight
-from burnish.graders.constraints import ConstraintPenalty, Shape
-from burnish.graders.graph import ScheduledAggregator, for_evaluation
+from burnish.graders.boundary import grade_trajectories
+from burnish.graders.constraints import ConstraintGrader, ConstraintPenalty, Shape
+from burnish.graders.graph import ScheduledAggregator, for_evaluation, graph_from
 from burnish.graders.staged import StagedWeights
 
 
@@ -60,22 +65,76 @@ def test_stages_that_make_no_sense_are_refused():
         staged().at(math.nan)
 
 
-@given(st.integers(0, 2000))
-def test_an_auxiliary_reward_halves_and_ends(step):
-    weight = AnnealedWeight(start=0.8, half_life_steps=50, off_below=0.01)
-    assert weight.at(step + 50) in (0.0, pytest.approx(weight.at(step) / 2))
-    assert weight.at(332) > 0.0
-    assert weight.at(333) == 0.0
-    assert AnnealedWeight(start=0.8, half_life_steps=50, off_below=0.0).at(333) > 0.0
+@given(st.floats(0.0, 1.0))
+def test_an_auxiliary_reward_halves_and_ends(share):
+    weight = AnnealedWeight(start=0.8, half_life=0.1, off_below=0.01)
+    later = weight.at(min(1.0, share + 0.1))
+    assert share > 0.9 or later == 0.0 or later == pytest.approx(weight.at(share) / 2)
+    assert weight.at(0.66) > 0.0
+    assert weight.at(0.67) == 0.0
+    assert AnnealedWeight(start=0.8, half_life=0.1, off_below=0.0).at(0.67) > 0.0
 
 
 def test_bad_annealing_is_refused():
-    with pytest.raises(ValueError, match="half_life_steps"):
-        AnnealedWeight(start=1.0, half_life_steps=0)
-    with pytest.raises(ValueError, match="start"):
-        AnnealedWeight(start=math.inf, half_life_steps=1)
-    with pytest.raises(ValueError, match="count from 0"):
-        AnnealedWeight(start=1.0, half_life_steps=1).at(-1)
+    for changes in ({"half_life": 0.0}, {"start": math.inf}, {"off_below": 1.0}):
+        with pytest.raises(ConfigError, match="fades"):
+            AnnealedWeight(**({"start": 1.0, "half_life": 1.0} | changes))
+    with pytest.raises(ValueError, match="share"):
+        AnnealedWeight(start=1.0, half_life=1.0).at(math.nan)
+
+
+def test_a_graph_shapes_a_constraint_with_a_weight_that_fades():
+    graph = graph_from(
+        {
+            "graders": {
+                "answer": {"use": "exact"},
+                "calls": {
+                    "use": "constraint",
+                    "options": {"value": "counters.tool_calls", "limit": 4.0, "k": 0.25, "shape": "hinge"},
+                    "weight": {"start": 0.5, "half_life": 0.25},
+                    "preference": True,
+                },
+            }
+        }
+    )
+    scores = []
+    for calls in (2, 6, 40):
+        trajectory = scripted_answer("4", counters={"tool_calls": calls})
+        grades = asyncio.run(
+            grade_trajectories(
+                [Task(prompt="?", reference={"answer": "4"})], [trajectory], graph.graders, timeout_s=5.0
+            )
+        )
+        scores.append([graph.aggregator.at(share).rewards(grades)[0] for share in (0.0, 0.25, 1.0)])
+        assert graph.aggregator.evaluation.rewards(grades) == [1.0]
+    assert scores[0] == pytest.approx([1.5, 1.25, 1.0 + 0.5 / 16])
+    assert scores[1] == pytest.approx([1.25, 1.125, 1.0 + 0.25 / 16])
+    assert scores[2] == pytest.approx([1.0, 1.0, 1.0])
+    with pytest.raises(ConfigError, match="fades"):
+        graph_from({"graders": {"answer": {"use": "exact", "weight": {"start": 1.0, "half_life": 0.0}}}})
+
+
+def test_a_number_that_is_not_there_is_no_score():
+    grader = ConstraintGrader(value="counters.calls_to_mars", limit=1.0)
+    grade = asyncio.run(grader.grade(Task(prompt="?"), scripted_answer("4")))
+    assert (grade.score, grade.cause) == (None, "no_such_number")
+    with pytest.raises(ValueError, match="finite"):
+        ConstraintGrader(value="tool_s", limit=math.inf)
+
+
+def scripted_answer(answer, **changes):
+    return Trajectory(
+        id="t",
+        task_id="q",
+        task_hash="h",
+        group_id="g",
+        sample_index=0,
+        seed=0,
+        nodes=(),
+        outcome=COMPLETED,
+        answer=answer,
+        **changes,
+    )
 
 
 distances = st.floats(-1e3, 1e3)

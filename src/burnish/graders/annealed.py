@@ -2,42 +2,52 @@
 
     r = r_task + beta(t) * r_auxiliary,   beta(t) = beta_0 * 2^(-t / half_life), 0 once below off_below * beta_0
 
-"Engineering and algorithmic interventions for multimodal post-training at Microsoft scale" (2026), intervention IV, for
-parallelism (neither beta_0 nor the decay is given).  An exponential never ends; cut off, the last part of training has
-exactly the task's own objective.
+with t the share of training done.  "Engineering and algorithmic interventions for multimodal post-training at Microsoft
+scale" (2026), intervention IV, for parallelism (neither beta_0 nor the decay is given).  An exponential never ends; cut
+off, the last part of training has exactly the task's own objective.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from burnish.core.errors import ConfigError
+from burnish.graders.node import WeightSchedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnnealedWeight:
-    """`AnnealedWeight(start=0.5, half_life_steps=40)`; start: beta_0, any finite number.  half_life_steps > 0.
-    off_below in [0, 1): the share of beta_0 under which the weight is 0."""
+class AnnealedWeight(WeightSchedule):
+    """`AnnealedWeight(start=0.5, half_life=0.1)`; in a graph's file `weight = { start = 0.5, half_life = 0.1 }`.
 
+    start: beta_0, any finite number.  half_life: share of training, above 0.  off_below in [0, 1): the share of beta_0
+    under which the weight is 0.  Raises ConfigError for anything else.
+    """
+
+    points: tuple[tuple[float, float], ...] = field(init=False)
     start: float
-    half_life_steps: float
+    half_life: float
     off_below: float = 0.01
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.start):
-            raise ValueError(f"start is finite, got {self.start}")
-        if not (0.0 < self.half_life_steps < math.inf and 0.0 <= self.off_below < 1.0):
-            raise ValueError(
-                f"half_life_steps is above 0 and off_below in [0, 1), got {self.half_life_steps} and {self.off_below}"
+        if not (math.isfinite(self.start) and 0.0 < self.half_life < math.inf and 0.0 <= self.off_below < 1.0):
+            raise ConfigError(
+                "a weight that fades has a finite start, half_life above 0 and off_below in [0, 1), got "
+                f"{self.start}, {self.half_life} and {self.off_below}"
             )
+        object.__setattr__(self, "points", ((0.0, self.start), (1.0, self._left(1.0))))
 
-    def at(self, step: int) -> float:
-        """The weight in a step, counted from 0.
+    def at(self, share: float) -> float:
+        """The weight after a share of training; a share outside of [0, 1] counts as the nearer end.
 
-        >>> weight = AnnealedWeight(start=0.5, half_life_steps=40)
-        >>> weight.at(0), weight.at(40), weight.at(400)
+        >>> weight = AnnealedWeight(start=0.5, half_life=0.1)
+        >>> weight.at(0.0), weight.at(0.1), weight.at(1.0)
         (0.5, 0.25, 0.0)
         """
-        if step < 0:
-            raise ValueError(f"steps count from 0, got {step}")
-        left = 2.0 ** (-step / self.half_life_steps)
+        if not math.isfinite(share):
+            raise ValueError(f"the share of training done is a number in [0, 1], got {share}")
+        return self._left(min(max(share, 0.0), 1.0))
+
+    def _left(self, share: float) -> float:
+        left = 2.0 ** (-share / self.half_life)
         return 0.0 if left < self.off_below else self.start * left

@@ -13,8 +13,14 @@ members of a group that differ in d differ in reward, also where none of them, o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
+
+from burnish.core.grade import Grade
+from burnish.core.task import Task
+from burnish.core.trajectory import Trajectory
+from burnish.graders.rules import RuleGrader
 
 
 class Shape(StrEnum):
@@ -59,3 +65,56 @@ class ConstraintPenalty:
                 return -self.k * max(distance, 0.0)
             case Shape.HARD:
                 return -self.k if distance > 0.0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConstraintGrader(RuleGrader):
+    """1 deep inside a feasible set, falling to 0 outside of it: 1 plus the penalty, at least 0.
+
+    value: where the number to be bounded stands: "counters.NAME", "final_state.KEY...", "action_tokens" or "tool_s".
+    limit: the boundary; d = value - limit.  The others are those of `ConstraintPenalty`, so that k = 0.25 uses the
+    score up four units beyond the boundary (before it under `softplus`).  Give it a share of the reward and mark it as
+    a preference, since held-out success is not about style.
+
+    `ConstraintGrader(value="counters.tool_calls", limit=6.0, k=0.25)`; in a graph's file `use = "constraint"`.  Raises
+    ValueError for numbers that are no penalty.
+    """
+
+    value: str
+    limit: float
+    k: float = 1.0
+    tau: float = 1.0
+    shape: str = "softplus"
+    penalty: ConstraintPenalty = field(init=False)
+    name = "constraint"
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.limit):
+            raise ValueError(f"limit is a finite number, got {self.limit}")
+        penalty = ConstraintPenalty(k=self.k, tau=self.tau, shape=Shape(self.shape))
+        object.__setattr__(self, "penalty", penalty)
+
+    def judge(self, task: Task, trajectory: Trajectory) -> Grade:
+        """By the number alone, whether or not the episode came to its end."""
+        if not trajectory.outcome.may_carry_reward:
+            return self.verdict(None, cause=f"excluded:{trajectory.outcome.label}")
+        found = _number_at(trajectory, self.value)
+        if found is None:
+            return self.verdict(None, cause="no_such_number", evidence={"value": self.value})
+        score = max(0.0, 1.0 + self.penalty.reward(found - self.limit))
+        return self.verdict(score, evidence={self.value: found, "limit": self.limit})
+
+
+def _number_at(trajectory: Trajectory, path: str) -> float | None:
+    """The finite number at a dotted path, None where there is none."""
+    found: Any = {
+        "counters": trajectory.counters,
+        "final_state": trajectory.final_state,
+        "action_tokens": trajectory.action_tokens,
+        "tool_s": trajectory.tool_s,
+    }
+    for key in path.split("."):
+        found = found.get(key) if hasattr(found, "get") else None
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
+        return None
+    return float(found)

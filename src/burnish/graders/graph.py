@@ -38,6 +38,7 @@ from burnish.graders.aggregate import (
     ShareOfBest,
     WeightedSum,
 )
+from burnish.graders.annealed import AnnealedWeight
 from burnish.graders.gated import GatedAggregator, GatedShare, GateNodes, GateSpec
 from burnish.graders.importing import imported
 from burnish.graders.integrity.penalty import Penalised
@@ -226,6 +227,14 @@ class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class _Fading(_File):
+    """`weight = { start = 0.5, half_life = 0.1 }`."""
+
+    start: float
+    half_life: float
+    off_below: float = 0.01
+
+
 class _NodeSection(_File):
     """One `[graders.NAME]`."""
 
@@ -233,7 +242,7 @@ class _NodeSection(_File):
     options: dict[str, Any] = Field(default_factory=dict)
     requires: tuple[str, ...] = ()
     gate: float | None = None
-    weight: float | tuple[tuple[float, float], ...] = 1.0
+    weight: float | tuple[tuple[float, float], ...] | _Fading = 1.0
     cost_s: float = 0.0
     timeout_s: float | None = None
     parallel: int = 0
@@ -387,6 +396,12 @@ def _check_judges(file: _GraphFile) -> None:
         raise ConfigError(f"judges.{idle[0]} is named by no grader; give one of them judge = {idle[0]!r}")
 
 
+def _schedule(weight: float | tuple[tuple[float, float], ...] | _Fading) -> WeightSchedule:
+    if isinstance(weight, _Fading):
+        return AnnealedWeight(**weight.model_dump())
+    return WeightSchedule(weight) if isinstance(weight, tuple) else WeightSchedule.constant(weight)
+
+
 def _node(
     name: str, section: _NodeSection, folder: Path, resources: Mapping[str, Any], judges: Mapping[str, Judge]
 ) -> GraderNode:
@@ -404,9 +419,7 @@ def _node(
             name=name,
             requires=section.requires,
             gate=section.gate,
-            weight=WeightSchedule(section.weight)
-            if isinstance(section.weight, tuple)
-            else WeightSchedule.constant(section.weight),
+            weight=_schedule(section.weight),
             cost_s=section.cost_s,
             timeout_s=section.timeout_s,
             parallel=section.parallel,

@@ -38,6 +38,7 @@ GRADERS: dict[str, Known] = {
     "tables": Known("state", "TablesGrader"),
     "files": Known("state", "FilesGrader"),
     "calls": Known("calls", "CallsGrader"),
+    "constraint": Known("constraints", "ConstraintGrader"),
     "integrity": Known("integrity.grader", "IntegrityGrader"),
     "optimisation": Known("optimisation", "OptimisationGrader"),
     "rubric": Known("rubric", "RubricGrader"),
