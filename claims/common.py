@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,20 @@ from burnish.core.streams import ActionSpan, TokenStream
 from burnish.health.signals import signals
 from burnish.health.slices import SliceNames
 from burnish.health.sums import HealthSums
+from burnish.stats.ess import ess_share_of_sums
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "benchmarks"))
 
-from fault_runs.cache import Evaluation, Replay, RunSpec, StepData  # noqa: E402
+from fault_runs.cache import SUFFIX, Evaluation, Replay, RunSpec, StepData, read_replay  # noqa: E402
+from fault_runs.catalogue import CONTROLS  # noqa: E402
+from fault_runs.jobs import Job, Planner, Setting, replays, run_jobs, wanted_jobs  # noqa: E402
 from fault_runs.plain import plain_scalars  # noqa: E402
 from fault_runs.scoring import Pair, healthy_of, pairs_of  # noqa: E402
 
 VERDICTS = ("reproduced", "not reproduced", "mixed", "not testable here")
+SETTING = ("recipe", "rl_words", "onset", "steps", "last", "kinds", "controls")
+"""Flags that say in which world a claim was measured; those that were given are kept with its verdict."""
 console = Console(width=80)
 
 __all__ = ["Pair", "Replay", "healthy_of", "pairs_of"]
@@ -56,9 +62,17 @@ def run_claim(name: str, doc: str | None, quick: Callable[[], Reading], full: Ca
     parser.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 2))
     parser.add_argument("--onset", type=int, default=100)
     parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--last", type=int, default=0, help="where runs that leave their twin end; 0: as the twin")
+    parser.add_argument("--tuning-seeds", type=int, default=0, help="seeds to calibrate on; 0: as many as --seeds")
+    parser.add_argument("--kinds", default="", help="faults to look at, where not all that the claim names")
+    parser.add_argument("--controls", default=",".join(CONTROLS), help="healthy controls to run, of the benchmark's")
     parser.add_argument("--recipe", default="long")
+    parser.add_argument("--rl-words", default="", help='overrides after the warm start: "rl.groups=6 rl.lr=1e-4"')
+    parser.add_argument("--note", default="", help="what was tried and what was cut, kept with the verdict")
     parser.add_argument("--reason", default="", help="why a new verdict supersedes the one that stands")
     options = parser.parse_args()
+    given = {name: getattr(options, name) for name in SETTING}
+    options.setting = {name: value for name, value in given.items() if value != parser.get_default(name)}
     reading = quick() if options.quick else full(options)
     table = Table(title=f"claim {name}", box=None, pad_edge=False, title_justify="left")
     table.add_column("figure")
@@ -69,8 +83,21 @@ def run_claim(name: str, doc: str | None, quick: Callable[[], Reading], full: Ca
     if not options.quick:
         _keep(name, reading, options)
     holds = {"reproduced": True, "not reproduced": False}.get(reading.verdict)
-    print(json.dumps({"claim": name, "verdict": reading.verdict or None, **reading.figures, "holds": holds}))
+    print(json.dumps({"claim": name, "verdict": reading.verdict or None, **finite(reading.figures), "holds": holds}))
     return 0
+
+
+def finite(value: Any) -> Any:
+    """The same for JSON, which knows no infinity: an interval of one seed has no ends, which are None there.
+
+    >>> finite({"gap": [0.1, -math.inf, math.inf]})
+    {'gap': [0.1, None, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _keep(name: str, reading: Reading, options: argparse.Namespace) -> None:
@@ -81,10 +108,11 @@ def _keep(name: str, reading: Reading, options: argparse.Namespace) -> None:
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     entry: dict[str, Any] = {
         "verdict": reading.verdict,
-        "figures": dict(reading.figures),
+        "figures": finite(reading.figures),
         "seeds": options.seeds,
         "commit": commit,
     }
+    entry |= {name: value for name, value in (("setting", options.setting), ("note", options.note)) if value}
     if path.exists():
         if not options.reason:
             raise SystemExit(f"{path} holds a verdict already; say with --reason why this one supersedes it")
@@ -96,38 +124,68 @@ def _keep(name: str, reading: Reading, options: argparse.Namespace) -> None:
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True, kw_only=True)
+class ClaimPlanner(Planner):
+    """A planner whose changed runs may end before their twins.  last: their last step; 0 is the twin's."""
+
+    last: int = 0
+
+    def changed(self, arm: str, kind: str, seed: int, dose: float, words: tuple[str, ...] = ()) -> Job:
+        # Slots make the class anew, so that `super()` without arguments would not find it.
+        job = Planner.changed(self, arm, kind, seed, dose, words)
+        if not self.last:
+            return job
+        return self._fork(replace(job.spec, steps=self.last), self.twin(seed), job.spec.checkpoint)
+
+
+def planner_of(options: argparse.Namespace) -> ClaimPlanner:
+    """A planner of runs with the settings of the fault benchmark."""
+    setting = Setting(
+        data=options.data,
+        recipe=options.recipe,
+        onset=options.onset,
+        steps=options.steps,
+        rl_words=tuple(options.rl_words.split()),
+    )
+    return ClaimPlanner(setting=setting, last=options.last)
+
+
 def benchmark_replays(
     options: argparse.Namespace, kinds: Sequence[str], seeds: Sequence[int] | None = None
 ) -> list[Replay]:
-    """The runs of the fault benchmark of these kinds with their twins and controls, on the reported seeds where no
-    others are given; makes what is missing."""
-    from fault_runs.catalogue import CONTROLS
-    from fault_runs.jobs import Planner, replays, run_jobs, wanted_jobs
-
-    planner: Planner = planner_of(options)
-    jobs = wanted_jobs(planner, range(options.seeds) if seeds is None else seeds, [*kinds, *CONTROLS], ())
-    failed = run_jobs(jobs, options.workers, lambda text: console.print(text, highlight=False))
-    if failed:
-        raise SystemExit(f"{len(failed)} runs failed, such as {failed[0].target.with_suffix('.log')}")
-    return replays(jobs)
+    """The runs of the fault benchmark of these kinds with their twins, and the controls that are asked for, on the
+    reported seeds where no others are given; makes what is missing."""
+    wanted = [*kinds, *filter(None, options.controls.split(","))]
+    return arms_of(
+        options, wanted_jobs(planner_of(options), range(options.seeds) if seeds is None else seeds, wanted, ())
+    )
 
 
-def planner_of(options: argparse.Namespace) -> Any:
-    """A planner of runs with the settings of the fault benchmark."""
-    from fault_runs.jobs import Planner, Setting
+def stored_replays(options: argparse.Namespace, *, tuning: bool = False) -> list[Replay]:
+    """Every run of one half that lies under --data, whoever asked for it: twins of this setting and what left them."""
+    folder = options.data / ("tuning" if tuning else "reported")
+    found = {path.with_suffix(""): read_replay(path) for path in sorted(folder.glob(f"*{SUFFIX}"))}
+    planner = planner_of(options)
+    twins = {planner.twin(seed).target.with_suffix("") for seed in {replay.spec.seed for replay in found.values()}}
+    return [replay for path, replay in found.items() if path in twins or Path(replay.spec.parent) in twins]
 
-    setting = Setting(data=options.data, recipe=options.recipe, onset=options.onset, steps=options.steps)
-    return Planner(setting=setting)
 
-
-def arms_of(options: argparse.Namespace, jobs: Sequence[Any]) -> list[Replay]:
+def arms_of(options: argparse.Namespace, jobs: Sequence[Job]) -> list[Replay]:
     """Runs that a claim plans for itself, made where they are missing."""
-    from fault_runs.jobs import replays, run_jobs
-
     failed = run_jobs(jobs, options.workers, lambda text: console.print(text, highlight=False))
     if failed:
         raise SystemExit(f"{len(failed)} runs failed, such as {failed[0].target.with_suffix('.log')}")
     return replays(jobs)
+
+
+def effective_share(sizes: Sequence[float]) -> float:
+    """(sum x)^2 / (n sum x^2) of sizes x of which some may be 0; 0 where all are, since nothing is trained then.
+
+    >>> effective_share([1.0, 1.0, 0.0, 0.0]), effective_share([0.0, 0.0])
+    (0.5, 0.0)
+    """
+    x = np.asarray(sizes, dtype=np.float64)
+    return float(ess_share_of_sums(np.float64(len(x)), x.sum(), (x**2).sum())) if x.any() else 0.0
 
 
 def series(replay: Replay, *names: str) -> dict[str, tuple[list[int], list[float]]]:

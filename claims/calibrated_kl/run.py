@@ -12,8 +12,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import Pair, Reading, Replay, Simulation, benchmark_replays, healthy_of, pairs_of, run_claim, simulated
-from fault_runs.catalogue import FAULTS, read_doses
+from common import (
+    Pair,
+    Reading,
+    Replay,
+    Simulation,
+    benchmark_replays,
+    healthy_of,
+    pairs_of,
+    run_claim,
+    simulated,
+    stored_replays,
+)
+from fault_runs.cache import RunSpec
+from fault_runs.catalogue import FAULTS, chosen_dose, read_doses
 from fault_runs.detectors import BurnishWatch, Cusum
 from fault_runs.jobs import TUNING_FROM
 from fault_runs.scoring import Score, calibrate, score
@@ -23,6 +35,8 @@ from burnish.stats.intervals import wilson
 AS_EARLY_STEPS = 5
 ENOUGH = 0.70
 LEAST_CAUGHT = 10
+LEFT_OUT = ("inverted",)
+"""Where advantages are divided by the group's spread it trains exactly as `wrong_sign`: one damage, counted once."""
 
 
 def reading(ours: Score, plain: Score) -> Reading:
@@ -42,8 +56,21 @@ def reading(ours: Score, plain: Score) -> Reading:
         "caught_by_kl_alone": only,
         "median_lead_watch": ours.lead,
         "median_lead_kl": plain.lead,
+        "thresholds": [ours.threshold, plain.threshold],
+        "healthy_steps": ours.quiet.steps,
+        "false_alarms": [ours.quiet.alarms, plain.quiet.alarms],
+        "alarms": alarms(ours, plain),
     }
-    return Reading(figures=figures, verdict=verdict, rows=[(name, str(value)) for name, value in figures.items()])
+    rows = [(name, str(value)) for name, value in figures.items() if name != "alarms"]
+    return Reading(figures=figures, verdict=verdict, rows=rows)
+
+
+def alarms(ours: Score, plain: Score) -> dict[str, list[list[int | None]]]:
+    """Steps of the first alarm of the watch, of KL, and of the damage, run by run."""
+    found: dict[str, list[list[int | None]]] = {}
+    for a, b in zip(ours.caught, plain.caught, strict=True):
+        found.setdefault(a.kind, []).append([a.alarm, b.alarm, a.damage])
+    return found
 
 
 def both_scores(pairs: Sequence[Pair], healthy: Sequence[Replay], tuning: Sequence[Replay], workers: int) -> Reading:
@@ -68,11 +95,21 @@ def quick() -> Reading:
 
 
 def full(options: Any) -> Reading:
+    """Counts every damaging run at its tuned dose, and every healthy one, that lies under --data: longer healthy runs
+    than are asked for here calibrate better."""
     doses = read_doses()
-    kinds = [kind for kind in FAULTS if doses.get(kind, {}).get("status") != "harmless"]
-    replays = benchmark_replays(options, kinds)
-    tuning = benchmark_replays(options, (), range(TUNING_FROM, TUNING_FROM + options.seeds))
-    return both_scores(pairs_of(replays, "fault"), healthy_of(replays), healthy_of(tuning), options.workers)
+    damaging = [kind for kind in FAULTS if doses.get(kind, {}).get("status") == "damaging" and kind not in LEFT_OUT]
+    kinds = options.kinds.split(",") if options.kinds else damaging
+    benchmark_replays(options, kinds)
+    benchmark_replays(options, (), range(TUNING_FROM, TUNING_FROM + (options.tuning_seeds or options.seeds)))
+    found, tuning = stored_replays(options), stored_replays(options, tuning=True)
+    pairs = [pair for pair in pairs_of(found, "fault") if tuned(pair.changed.spec, kinds)]
+    return both_scores(pairs, healthy_of(found), healthy_of(tuning), options.workers)
+
+
+def tuned(spec: RunSpec, kinds: Sequence[str]) -> bool:
+    """Whether a run is of these kinds, at the dose of the benchmark."""
+    return spec.kind in kinds and spec.dose == chosen_dose(spec.kind, read_doses())
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from common import (
     run_claim,
     series,
     simulated,
+    stored_replays,
 )
 
 KINDS = ("stale", "mismatch", "temperature", "learning_rate")
@@ -48,9 +49,11 @@ def falls_at(replay: Replay, onset: int) -> int | None:
 
 def reading(pairs: list[Pair], healthy: list[Replay], onset: int) -> Reading:
     """The figures, and the verdict that the criterion gives."""
-    damaged = [(pair, pair.damaged_at) for pair in pairs if pair.damaged_at is not None]
-    falls = [falls_at(pair.changed, onset) for pair, _ in damaged]
-    leads = [at - fall for (_, at), fall in zip(damaged, falls, strict=True) if fall is not None and at is not None]
+    fell_at = [falls_at(pair.changed, onset) for pair in pairs]
+    damaged = [
+        (pair.damaged_at, fall) for pair, fall in zip(pairs, fell_at, strict=True) if pair.damaged_at is not None
+    ]
+    leads = [at - fall for at, fall in damaged if fall is not None and at is not None]
     false = [falls_at(replay, onset) is not None for replay in healthy]
     fell = len(leads) / len(damaged) if damaged else 0.0
     first = statistics.fmean(lead > 0 for lead in leads) if leads else 0.0
@@ -65,12 +68,24 @@ def reading(pairs: list[Pair], healthy: list[Replay], onset: int) -> Reading:
         "leads": leads,
         "healthy_runs": len(false),
         "falls_in_health": statistics.fmean(false) if false else None,
+        "by_kind": by_kind(pairs, fell_at),
     }
     return Reading(
         figures=figures,
         verdict=verdict if len(damaged) >= LEAST_DAMAGED else "not testable here",
-        rows=[(name, str(value)) for name, value in figures.items() if name != "leads"],
+        rows=[(name, str(value)) for name, value in figures.items() if name not in ("leads", "by_kind")],
     )
+
+
+def by_kind(pairs: list[Pair], fell_at: list[int | None]) -> dict[str, dict[str, Any]]:
+    """Of all runs of a kind, damaged or not: the gaps to the twins at the end, and where success and ESS fall."""
+    found: dict[str, dict[str, Any]] = {}
+    for pair, fall in zip(pairs, fell_at, strict=True):
+        row = found.setdefault(pair.changed.spec.kind, {"gap": [], "damaged_at": [], "ess_falls_at": []})
+        row["gap"].append(round(pair.gap, 4))
+        row["damaged_at"].append(pair.damaged_at)
+        row["ess_falls_at"].append(fall)
+    return found
 
 
 def quick() -> Reading:
@@ -82,8 +97,11 @@ def quick() -> Reading:
 
 
 def full(options: Any) -> Reading:
-    replays = benchmark_replays(options, KINDS)
-    return reading(pairs_of(replays, "fault"), healthy_of(replays), options.onset)
+    """Counts every run of the four kinds, and every healthy one, that lies under --data."""
+    benchmark_replays(options, options.kinds.split(",") if options.kinds else KINDS)
+    found = stored_replays(options)
+    pairs = [pair for pair in pairs_of(found, "fault") if pair.changed.spec.kind in KINDS]
+    return reading(pairs, healthy_of(found), options.onset)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,13 @@ from __future__ import annotations
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import Reading, Replay, Simulation, arms_of, planner_of, run_claim, simulated
+from common import Reading, Replay, Simulation, arms_of, effective_share, planner_of, run_claim, simulated
 
 from burnish.stats.intervals import Estimate, mean_interval
 
@@ -25,16 +22,6 @@ ARMS = {"nothing": "", "near_misses": "near_misses", "hard_negatives": "all_nega
 HARD_TASKS = ("environment.options.level=3", "environment.options.heldout=150", "health.softmax_every=1")
 LEAST_FAILED = 0.10
 AT_END = 3
-
-
-def effective_share(sizes: Sequence[float]) -> float:
-    """(sum x)^2 / (n sum x^2), 0 where nothing is trained.
-
-    >>> effective_share([1.0, 1.0, 0.0, 0.0])
-    0.5
-    """
-    x = np.asarray(sizes, dtype=np.float64)
-    return float(x.sum() ** 2 / (len(x) * (x**2).sum())) if x.any() else 0.0
 
 
 def figures_of(replay: Replay, onset: int) -> dict[str, float]:

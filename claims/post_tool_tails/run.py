@@ -30,6 +30,7 @@ from burnish.stats.intervals import mean_interval
 KINDS = ("tool_format", "noisy_tool", "failing_tool", "tool_share")
 POST, TEXT = "health/post_tool/log_ratio_behaviour_p95", "health/text/log_ratio_behaviour_p95"
 GROWN, FLAT, SEEN = 1.25, 1.10, 0.10
+SHOWN = ("fault_runs", "pattern_share", "pattern_share_in_health", "post_tool_growth", "text_growth", "log_quotient")
 
 
 def growths(replay: Replay, onset: int) -> tuple[float, float]:
@@ -41,6 +42,14 @@ def growths(replay: Replay, onset: int) -> tuple[float, float]:
 def pattern(growth: tuple[float, float]) -> bool:
     """What the claim describes."""
     return growth[0] >= GROWN and growth[1] < FLAT
+
+
+def by_kind(faults: list[Replay], onset: int) -> dict[str, list[list[float]]]:
+    """Growth of post-tool and of text tails, run by run."""
+    found: dict[str, list[list[float]]] = {}
+    for replay in faults:
+        found.setdefault(replay.spec.kind, []).append([round(value, 4) for value in growths(replay, onset)])
+    return found
 
 
 def reading(faults: list[Replay], healthy: list[Replay], onset: int) -> Reading:
@@ -68,8 +77,10 @@ def reading(faults: list[Replay], healthy: list[Replay], onset: int) -> Reading:
         "post_tool_growth": statistics.median(pair[0] for pair in wrong) if wrong else None,
         "text_growth": statistics.median(pair[1] for pair in wrong) if wrong else None,
         "log_quotient": None if interval is None else [interval.mean, interval.low, interval.high],
+        "by_kind": by_kind(faults, onset),
+        "in_health": [[round(value, 4) for value in pair] for pair in fine],
     }
-    return Reading(figures=figures, verdict=verdict, rows=[(name, str(value)) for name, value in figures.items()])
+    return Reading(figures=figures, verdict=verdict, rows=[(name, str(figures[name])) for name in SHOWN])
 
 
 def quick() -> Reading:
@@ -81,7 +92,7 @@ def quick() -> Reading:
 
 
 def full(options: Any) -> Reading:
-    replays = benchmark_replays(options, KINDS)
+    replays = benchmark_replays(options, options.kinds.split(",") if options.kinds else KINDS)
     faults = [pair.changed for pair in pairs_of(replays, "fault")]
     return reading(faults, [replay for replay in replays if replay.spec.arm == "twin"], options.onset)
 

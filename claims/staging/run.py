@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import Reading, Replay, arms_of, planner_of, run_claim
-from fault_runs.arms import PREFERENCE_WEIGHT
+from fault_runs.arms import PREFERENCE_WEIGHT, RAMP
+from fault_runs.cache import StepData
 
 from burnish.graders.staged import StagedWeights
 from burnish.stats.intervals import mean_interval
@@ -23,25 +25,35 @@ AT_END, LATE_STEPS = 3, 20
 WIDE, LEARNT = 0.05, 0.02
 
 
-def preference(replay: Replay, late: bool) -> float:
-    """Mean of what the reward holds beyond the verifier's part, in units of the preference score; over the last steps,
-    or over the first in which it counts in full."""
-    steps = replay.steps[-LATE_STEPS:] if late else replay.steps[-3 * LATE_STEPS : -2 * LATE_STEPS]
+def schedule(share: float) -> StagedWeights:
+    """The weights of the arm whose first stage is `share` of the training."""
+    return StagedWeights(
+        weights={"shop": 1.0, "preference": PREFERENCE_WEIGHT},
+        preference=("preference",),
+        start=share,
+        end=min(1.0, share + RAMP),
+    )
+
+
+def preference(steps: Sequence[StepData], weights: Sequence[float]) -> float:
+    """Mean preference score: what the reward holds beyond the verifier's part, over the weight in its step."""
     found = []
-    for item in steps:
-        rows = item.sums().trajectories
+    for item, weight in zip(steps, weights, strict=True):
+        rows = item.sums().trajectories if weight > 0 else ()
         known = [(row.reward, row.success) for row in rows if row.reward is not None and row.success is not None]
-        found += [(reward - success) / PREFERENCE_WEIGHT for reward, success in known]
+        found += [(reward - success) / weight for reward, success in known]
     return statistics.fmean(found) if found else 0.0
 
 
-def figures_of(replay: Replay) -> dict[str, float]:
+def figures_of(replay: Replay, share: float) -> dict[str, float]:
+    """Success at the end, preference over the last steps, and its rise over the first in which it counts in full."""
+    staged, total = schedule(share), replay.spec.steps
+    weights = [staged.at(item.step / total)["preference"] for item in replay.steps]
+    full = [place for place, weight in enumerate(weights) if weight >= PREFERENCE_WEIGHT - 1e-9][:LATE_STEPS]
+    late = preference(replay.steps[-LATE_STEPS:], weights[-LATE_STEPS:])
+    early = preference([replay.steps[place] for place in full], [weights[place] for place in full])
     last = replay.evaluations[-AT_END:]
-    return {
-        "success": statistics.fmean(item.success for item in last),
-        "preference": preference(replay, True),
-        "rise": preference(replay, True) - preference(replay, False),
-    }
+    return {"success": statistics.fmean(item.success for item in last), "preference": late, "rise": late - early}
 
 
 def reading(arms: dict[float, list[dict[str, float]]]) -> Reading:
@@ -80,12 +92,7 @@ def quick() -> Reading:
     """Three made-up learning curves through the same schedule: success saturates, preference needs time on the ramp."""
     arms: dict[float, list[dict[str, float]]] = {}
     for share in SHARES:
-        staged = StagedWeights(
-            weights={"shop": 1.0, "preference": PREFERENCE_WEIGHT},
-            preference=("preference",),
-            start=share,
-            end=share + 0.3,
-        )
+        staged = schedule(share)
         weights = [staged.at(step / 100)["preference"] for step in range(1, 101)]
         learnt = sum(weights) / (100 * PREFERENCE_WEIGHT)
         arms[share] = [
@@ -101,7 +108,7 @@ def full(options: Any) -> Reading:
     arms = {}
     for share in SHARES:
         jobs = [planner.whole("claim", "staged", seed, share) for seed in range(options.seeds)]
-        arms[share] = [figures_of(replay) for replay in arms_of(options, jobs)]
+        arms[share] = [figures_of(replay, share) for replay in arms_of(options, jobs)]
     return reading(arms)
 
 

@@ -14,9 +14,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import Reading, Replay, arms_of, planner_of, run_claim
+from common import Reading, Replay, arms_of, effective_share, planner_of, run_claim
 
 from burnish.algorithms.normalisers import VarianceNormaliser, VarianceSpec
+from burnish.stats.concentration import gini
 from burnish.stats.intervals import Estimate, mean_interval
 
 NOISE = 4.0
@@ -31,23 +32,6 @@ ARMS = {
 LEAST_GINI, LESS_GINI, MORE_ESS = 0.5, 0.20, 2.0
 
 
-def gini(sizes: Any) -> float:
-    """Sum of (2i - n - 1) x_(i) over n sum x, sizes ascending.
-
-    >>> gini([1.0, 1.0, 1.0]), gini([0.0, 0.0, 0.0, 1.0])
-    (0.0, 0.75)
-    """
-    x = np.sort(np.asarray(sizes, dtype=np.float64))
-    n = len(x)
-    return float(((2 * np.arange(1, n + 1) - n - 1) * x).sum() / (n * x.sum())) if n and x.sum() > 0 else 0.0
-
-
-def ess(sizes: Any) -> float:
-    """(sum x)^2 / (n sum x^2)."""
-    x = np.asarray(sizes, dtype=np.float64)
-    return float(x.sum() ** 2 / (len(x) * (x**2).sum())) if x.any() else 0.0
-
-
 def figures_of(replay: Replay, onset: int) -> dict[str, float]:
     """Medians over the steps after the onset, and success at the end."""
     ginis, shares = [], []
@@ -55,8 +39,8 @@ def figures_of(replay: Replay, onset: int) -> dict[str, float]:
         rows = item.sums().trajectories if item.step > onset else ()
         sizes = [row.update_size for row in rows if row.update_size]
         if sizes:
-            ginis.append(gini(sizes))
-            shares.append(ess(sizes))
+            ginis.append(gini(np.array(sizes)))
+            shares.append(effective_share(sizes))
     success = replay.evaluations[-1].success if replay.evaluations else 0.0
     return {"gini": statistics.median(ginis), "ess": statistics.median(shares), "success": success}
 
@@ -112,7 +96,7 @@ def quick() -> Reading:
             for arm, batches in (("before", before), ("after", after)):
                 row = {
                     "gini": statistics.median(map(gini, batches)),
-                    "ess": statistics.median(map(ess, batches)),
+                    "ess": statistics.median(map(effective_share, batches)),
                     "success": 0.0,
                 }
                 arms[arm + shifted].append(row)

@@ -23,7 +23,7 @@ from burnish.graders.grounding import Component, Verifier
 from burnish.testing.grader import answered
 
 VERIFIER, GATE = Verifier(), GateSpec()
-TASKS = list(Scenes(heldout=84).tasks("heldout", Random(11)))
+TASKS = list(Scenes(heldout=96).tasks("heldout", Random(11)))
 
 
 def evidence(task: Task) -> list[dict]:
@@ -224,7 +224,7 @@ def test_the_honest_answer_is_imperfect_on_every_task() -> None:
         record = VERIFIER.verify(task, honest(task))
         assert record.component(Component.ANSWER)[0] == 1.0
         assert record.grounding is not None
-        assert 0.45 <= record.grounding <= 0.85, (task.prompt_text, honest(task), record.grounding)
+        assert 0.45 <= record.grounding <= 0.9, (task.prompt_text, honest(task), record.grounding)
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.__name__)

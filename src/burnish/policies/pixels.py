@@ -1,4 +1,7 @@
-"""From the bytes of an image to what an encoder is given."""
+"""From the bytes of an image to what an encoder is given.
+
+Pillow is imported where the first image is decoded: a run on text alone needs none.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from burnish.core.images import ImageError, ImageStore
 from burnish.policies.resize import ResizePlan, plan_resize
@@ -19,6 +21,8 @@ _HELD_BYTES = 256 * 2**20
 
 def decode_image(data: bytes, sha256: str) -> Any:
     """A PIL image in RGB.  Raises ImageError for bytes that are none."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.convert("RGB")
@@ -46,6 +50,8 @@ class PixelCache:
     def _read(self, sha256: str) -> tuple[ResizePlan, npt.NDArray[np.uint8]]:
         found = self._held.get(sha256)
         if found is None:
+            from PIL import Image
+
             image = decode_image(self._store.get(sha256), sha256)
             plan = plan_resize(*image.size, patch_px=self._patch_px, max_tokens=self._max_tokens)
             size = (plan.model_width_px, plan.model_height_px)

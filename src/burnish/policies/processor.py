@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor
 
@@ -94,6 +93,8 @@ class ProcessorMarks:
         """Text of an image of this size, and its number of placeholders."""
         size = (width_px, height_px)
         if size not in self._expanded:
+            from PIL import Image
+
             if len(self._expanded) >= 4096:
                 self._expanded.clear()
             self._expanded[size] = self._expand(Image.new("RGB", size))

@@ -8,7 +8,7 @@ words of the question, and a shortcut is nothing but another choice of answers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import ClassVar
@@ -113,6 +113,11 @@ def _scene(rng: Random, named: Sequence[Kind], look: Look, *, avoid: str = "") -
     return None if scene is None else (scene, [order.index(index) for index in range(len(named))])
 
 
+def _across(scene: Scene, indices: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Things of the first frame from left to right: an order that can be seen, so that imitating it can be learnt."""
+    return tuple((0, index) for index in sorted(indices, key=lambda at: (scene.things[at].x_px, scene.things[at].y_px)))
+
+
 class Count(QuestionKind):
     """How many things are red?"""
 
@@ -138,8 +143,31 @@ class Count(QuestionKind):
         scene = place(rng, kinds, look)
         if scene is None:
             return None
-        cited = tuple((0, index) for index, thing in enumerate(scene.things) if thing.colour == colour)
+        cited = _across(scene, [index for index, thing in enumerate(scene.things) if thing.colour == colour])
         return Posed(text=f"How many things are {colour}?", frames=(scene,), answer=answer, cited=cited)
+
+
+class Inventory(QuestionKind):
+    """How many things are there?  Asks for every one of them: the kind that teaches most about looking."""
+
+    name = "inventory"
+    counts = True
+
+    def words(self, rng: Random, look: Look) -> Sequence[Kind]:
+        return []
+
+    def cue(self, named: Sequence[Kind]) -> str:
+        return ""
+
+    def answers(self, named: Sequence[Kind], look: Look) -> Sequence[str]:
+        return [str(number) for number in range(look.least, look.most + 1)]
+
+    def pose(self, rng: Random, named: Sequence[Kind], answer: str, look: Look) -> Posed | None:
+        scene = place(rng, random_kinds(rng, int(answer)), look)
+        if scene is None:
+            return None
+        cited = _across(scene, range(len(scene.things)))
+        return Posed(text="How many things are there?", frames=(scene,), answer=answer, cited=cited)
 
 
 class Attribute(QuestionKind):
@@ -311,7 +339,8 @@ def _label(kind: Kind) -> str:
 
 
 KINDS: dict[str, QuestionKind] = {
-    kind.name: kind for kind in (Count(), Attribute(), Relation(), Comparison(), Where(), Changed(), When())
+    kind.name: kind
+    for kind in (Count(), Attribute(), Relation(), Comparison(), Where(), Changed(), When(), Inventory())
 }
 """Kinds of questions by name."""
 

@@ -36,12 +36,12 @@ class Scenes(Environment):
     """Questions about rendered things; the reasoning says where, the answer what.
 
     Options: kinds, names of the kinds of questions, asked in turn (count, attribute, relation, comparison, where,
-    changed, when); size_px, side of the square image; least and most, number of things in it; occlusion, how far they
-    may overlap, in [0, 1); clutter, grey specks; shortcuts, in [0, 1], how often the answer of a *training* task is
-    the one that a word of the question points to (held-out tasks have none: there every answer is equally frequent
-    whatever the words); direct, share of tasks in direct mode, which expect no evidence (tasks then end in /think or
-    /direct); direct_traces, share of tasks in thinking mode on which the expert answers directly all the same, for a
-    warm start that has both manners; train and heldout, sizes of the splits.
+    changed, when, inventory); size_px, side of the square image; least and most, number of things in it; occlusion,
+    how far they may overlap, in [0, 1); clutter, grey specks; shortcuts, in [0, 1], how often the answer of a
+    *training* task is the one that a word of the question points to (held-out tasks have none: there every answer is
+    equally frequent whatever the words); direct, share of tasks in direct mode, which expect no evidence (tasks then
+    end in /think or /direct); direct_traces, share of tasks in thinking mode on which the expert answers directly all
+    the same, for a warm start that has both manners; train and heldout, sizes of the splits.
 
     The citation syntax is inline, in pixels of the image: `<think>red circle (12, 20)</think>yes`; the second image is
     `red circle (5, 6)@2`, a stretch of a clip `red circle frames 2-3`.  Truth (visible masks, spans) stands in
