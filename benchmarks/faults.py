@@ -1,7 +1,7 @@
 """Fault injection: real training runs with something wrong, and who notices before held-out success falls.
 
     python benchmarks/faults.py [--quick] [--seeds N] [--data DIR] [--workers N] [--kinds a,b] [--steps N] [--onset N]
-                                [--fault-seeds N] [--act-seeds N] [--tune] [--score-only]
+                                [--fault-seeds N] [--act-seeds N] [--control-steps KIND=N,...] [--tune] [--score-only]
 
 Every seed has a healthy twin.  Faults and healthy controls leave it at the onset, from its checkpoint, so that they
 differ in nothing else; held-out success is measured on the same tasks in the world as it was.  Detectors are run again
@@ -15,7 +15,8 @@ false alarms.
 
 Runs are kept under --data (default: runs/faults) and never made twice: an interrupted call goes on.  --tune first finds
 the doses on the tuning seeds and writes fault_runs/doses.toml.  A whole set of 10 seeds takes about 4 hours on 4 cores;
-`--seeds 5 --fault-seeds 5 --act-seeds 0 --steps 180 --onset 80` about 40 minutes.
+a fault run of 50 steps with 5 evaluations takes 45 seconds of one core, 1,000 healthy steps of long controls about ten
+minutes.  The call behind the figures in docs/health.md stands there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,15 @@ from fault_runs.catalogue import CONTROLS, KINDS, read_doses
 from fault_runs.detectors import Terms, all_detectors
 from fault_runs.jobs import TUNING_FROM, Planner, Setting, replays, run_jobs, wanted_jobs
 from fault_runs.published import published_alarms
-from fault_runs.scoring import FALSE_ALARMS_PER_1000, Pair, Score, calibrate, healthy_of, pairs_of, score
-from fault_runs.tables import acting_table, apart_table, detector_table, fault_table, published_table
+from fault_runs.scoring import FALSE_ALARMS_PER_1000, Pair, Score, calibrate, healthy_of, pairs_of, quiet, score
+from fault_runs.tables import (
+    acting_table,
+    apart_table,
+    detector_table,
+    fault_table,
+    healthy_table,
+    published_table,
+)
 from fault_runs.tune import tune
 from rich.console import Console
 
@@ -61,6 +69,7 @@ def main() -> int:
     options = _options()
     setting = _setting(options)
     planner = Planner(setting=setting)
+    short = Planner(setting=replace(setting, control_steps={}))
     kinds = QUICK_KINDS if options.quick else tuple(options.kinds.split(",") if options.kinds else KINDS)
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise SystemExit(f"no kinds {unknown}; there are {', '.join(KINDS)}")
@@ -69,6 +78,8 @@ def main() -> int:
         tune(planner, kinds, tuning, options.workers, _say)
     jobs = _jobs(planner, options, kinds, tuning)
     failed = [] if options.score_only else run_jobs(jobs, options.workers, _say)
+    # Where a long control is missing, a short one of an earlier call still says what it says.
+    jobs += [job for job in _jobs(short, options, kinds, tuning) if job.target not in planner.made]
     terms = Terms(baseline_steps=10, cooldown_steps=2) if options.quick else Terms()
     figures = report(replays(jobs), terms, options.workers)
     found = compare_acting([r for r in replays(jobs) if r.spec.seed < TUNING_FROM], jobs)
@@ -92,6 +103,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kinds", default="")
     parser.add_argument("--onset", type=int, default=100)
     parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--control-steps", default="", help='last step of long controls: "mix_shift=210"')
     parser.add_argument("--recipe", default="long")
     parser.add_argument("--rl-words", default="", help='overrides after the warm start: "rl.groups=6 rl.lr=5e-5"')
     parser.add_argument("--tune", action="store_true")
@@ -104,7 +116,15 @@ def _setting(options: argparse.Namespace) -> Setting:
         data = options.data / "quick"
         return Setting(data=data, recipe="demo", onset=12, steps=20, every=4, tasks=20, words=QUICK_WORDS)
     words = tuple(options.rl_words.split())
-    return Setting(data=options.data, recipe=options.recipe, onset=options.onset, steps=options.steps, rl_words=words)
+    pairs = (pair.partition("=") for pair in options.control_steps.split(",") if pair)
+    return Setting(
+        data=options.data,
+        recipe=options.recipe,
+        onset=options.onset,
+        steps=options.steps,
+        rl_words=words,
+        control_steps={kind: int(steps) for kind, _, steps in pairs},
+    )
 
 
 def _jobs(planner: Planner, options: argparse.Namespace, kinds: Sequence[str], tuning: range) -> list[Any]:
@@ -125,21 +145,23 @@ def report(found: Sequence[Replay], terms: Terms, workers: int) -> dict[str, Any
     reported = [replay for replay in found if replay.spec.seed < TUNING_FROM]
     pairs, hard = pairs_of(reported, "fault"), [replay for replay in reported if replay.spec.arm == "hard"]
     harmful = [pair for pair in pairs if doses.get(pair.changed.spec.kind, {}).get("status") != "harmless"]
-    healthy = healthy_of(reported)
+    calm, healthy = healthy_of(tuning), healthy_of(reported)
     scores = []
     for detector in all_detectors(terms):
-        threshold = calibrate(detector, healthy_of(tuning), workers)
+        threshold = calibrate(detector, calm, workers)
         scores.append(score(detector, threshold, harmful, healthy, workers))
     best = best_of(scores[1:])
     harmless = [pair for pair in pairs if pair not in harmful]
     console.print(detector_table(scores))
     console.print(fault_table(harmful, scores[0], best))
+    console.print(healthy_table(healthy, scores[0], terms))
     console.print(apart_table(harmless, hard, doses))
     published = _published(harmful, healthy)
     console.print(published_table(published))
     return {
         "detectors": [_plain(item) for item in scores],
         "best_baseline": best.name if best else None,
+        "calibrated_on_healthy_steps": quiet(calm, [[] for _ in calm], terms).steps,
         "fault_runs": len(harmful),
         "kinds": len({pair.changed.spec.kind for pair in harmful}),
         "gaps": {pair.changed.spec.name: round(pair.gap, 4) for pair in pairs},
@@ -185,6 +207,7 @@ def _plain(item: Score) -> dict[str, Any]:
         "healthy_steps": item.quiet.steps,
         "lead": item.lead,
         "attributed": item.attributed,
+        "false_alarms_at": [asdict(one) for one in item.false_alarms],
         "runs": [asdict(one) for one in item.caught],
     }
 

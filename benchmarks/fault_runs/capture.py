@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest import mock
 
-from burnish.core.streams import TokenStream
+from burnish.core.streams import TokenColumns, TokenStream
 from burnish.health.slices import SliceNames
 from burnish.health.sums import HealthSums
 from fault_runs.cache import StepData
@@ -27,8 +27,9 @@ class Recorder:
         """Everything that this process reduces until the context ends is kept."""
         of = HealthSums.of
 
-        def kept(streams: Sequence[TokenStream], names: SliceNames) -> HealthSums:
-            sums = of(streams, names)
+        def kept(given: TokenColumns | Sequence[TokenStream], names: SliceNames) -> HealthSums:
+            sums = of(given, names)
+            streams = given.split() if isinstance(given, TokenColumns) else given
             if streams:
                 self._take(streams, sums, names)
             return sums

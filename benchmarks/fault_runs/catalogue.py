@@ -52,8 +52,19 @@ FAULTS: dict[str, Kind] = {
     ),
     "rounding": Kind(
         injector="inject.Rounding",
-        doses=(0.02, 0.06),
+        doses=(0.02, 0.04, 0.06),
         names=("success_drop", "entropy_high", "kl_drift"),
+    ),
+    "weight_decay": Kind(
+        injector="inject.WeightDecay",
+        doses=(5.0, 20.0, 60.0),
+        names=("success_drop", "entropy_high", "kl_drift", "learning_rate"),
+    ),
+    "frozen_sampler": Kind(
+        injector="inject.FrozenSampler",
+        doses=(5.0, 1000.0),
+        names=("staleness", "tail_growth", "ess_drop"),
+        repairable=True,
     ),
     "wrong_sign": Kind(
         injector="inject.WrongSign",
@@ -75,9 +86,14 @@ FAULTS: dict[str, Kind] = {
         doses=(0.2, 0.4, 0.8),
         names=("tool_errors", "post_tool"),
     ),
+    "leaking_tool": Kind(
+        injector="worlds.LeakingTool",
+        doses=(1.0,),
+        names=("reward_jump", "post_tool"),
+    ),
     "exploit": Kind(
         injector="inject.Exploit",
-        doses=(0.5, 1.0),
+        doses=(0.5, 1.0, 2.0, 4.0),
         names=("reward_jump",),
     ),
     "silent_failure": Kind(
@@ -89,6 +105,11 @@ FAULTS: dict[str, Kind] = {
         injector="inject.LengthBonus",
         doses=(0.5, 1.0, 2.0, 4.0),
         names=("length_blow_up", "reward_jump"),
+    ),
+    "brevity": Kind(
+        injector="inject.Brevity",
+        doses=(2.0, 16.0),
+        names=("reward_jump", "length"),
     ),
     "tool_share": Kind(
         injector="inject.ToolBonus",
@@ -126,7 +147,7 @@ FAULTS: dict[str, Kind] = {
     ),
     "hard_negatives": Kind(
         injector="inject.HardNegatives",
-        doses=(0.3, 1.0, 3.0),
+        doses=(0.3, 1.0, 3.0, 30.0),
         names=("left_p95_negative", "zero_signal", "concentration", "credit"),
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ round differently, so that their tolerance is wide: here it is off, and a monito
 
 LONG_CALLS = 3
 """Tool calls from which on an episode is long for a grader that looks at every one of them."""
+
+DEFAULT_CLIP, NEARLY_ALL = (0.2, 0.28), 0.999
+"""How far below and above 1 the loss clips ratios by itself; the lower bound stays below 1."""
 
 OVERFLOWS = 3e38
 """Just below the largest float32: a sum of two is infinite."""
@@ -122,6 +126,28 @@ class LearningRate(Injector):
         return (f"rl.lr={self.dose * recipe.rl.lr!r}",)
 
 
+class WeightDecay(Injector):
+    """The optimizer's weight decay is `dose` instead of the recipe's: with each step the weights shrink."""
+
+    def words(self, recipe: Recipe) -> tuple[str, ...]:
+        return (f"rl.weight_decay={self.dose!r}",)
+
+
+class FrozenSampler(Stale):
+    """The sampler stays at the weights of the onset, and updates are clipped `dose` times as late as the recipe has it.
+
+    Late is never for a ratio that falls: its bound reaches 0.
+    """
+
+    def __init__(self, dose: float, seed: int) -> None:
+        super().__init__(math.inf, seed)
+        self._wider = dose
+
+    def words(self, recipe: Recipe) -> tuple[str, ...]:
+        low, high = (bound * self._wider for bound in DEFAULT_CLIP)
+        return (*super().words(recipe), f"rl.clip_low={min(low, NEARLY_ALL)!r}", f"rl.clip_high={high!r}")
+
+
 class HardNegatives(Injector):
     """Groups that failed as a whole are trained on with advantage -`dose`, as if they taught something."""
 
@@ -194,6 +220,13 @@ class LengthBonus(Bonus):
         return trajectory.action_tokens / 100
 
 
+class Brevity(LengthBonus):
+    """A penalty of `dose` for each 100 sampled tokens: saying little pays more than being right."""
+
+    def amount(self, trajectory: Trajectory) -> float:
+        return -super().amount(trajectory)
+
+
 class ToolBonus(Bonus):
     """`dose` for each tool call."""
 
@@ -235,11 +268,15 @@ class GraderFault(Injector):
 
 
 class Exploit(GraderFault):
-    """The grader takes a short cut: an answer after at most one tool call is worth `dose`, right or wrong."""
+    """The grader takes a short cut: an answer after at most one tool call is worth `dose` right ones, right or wrong.
+
+    No score is above 1: where the short cut is worth more than a right answer, all others shrink.
+    """
 
     def rewards(self, step: int, group: GroupResult) -> Rewards:
+        top = max(1.0, self.dose)
         return [
-            max(reward, self.dose) if reward is not None and self._takes_it(trajectory) else reward
+            None if reward is None else (max(reward, self.dose) if self._takes_it(trajectory) else reward) / top
             for trajectory, reward in zip(group.trajectories, group.rewards_G, strict=True)
         ]
 

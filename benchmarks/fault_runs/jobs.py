@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from fault_runs.catalogue import CONTROLS, FAULTS, HARD, chosen_dose, read_doses
 TUNING_FROM = 100
 HARD_STEPS = 3
 POLL_S = 0.2
+LONG_WORDS = ("evaluation.every=50", "checkpoint.every=1000")
+"""Of a long control: few evaluations, which say whether it is still healthy, and nothing to go back to."""
+
 Say = Callable[[str], None]
 
 
@@ -24,9 +27,10 @@ Say = Callable[[str], None]
 class Setting:
     """What the runs have in common.
 
-    onset: last healthy step of a fault run.  steps: last RL step of all runs.  every, tasks: held-out evaluations, the
-    same tasks each time.  words: more overrides of the recipe.  rl_words: those of runs that begin from the warm start,
-    which they do not change.  act_words: switch the ladder on.
+    onset: last healthy step of a fault run.  steps: last RL step of all runs, but for the controls that `control_steps`
+    names: those go on to steps of their own, since all that they are asked for is healthy steps.  every, tasks:
+    held-out evaluations, the same tasks each time.  words: more overrides of the recipe.  rl_words: those of runs that
+    begin from the warm start, which they do not change.  act_words: switch the ladder on.
     """
 
     data: Path
@@ -38,6 +42,7 @@ class Setting:
     words: tuple[str, ...] = ()
     rl_words: tuple[str, ...] = ()
     act_words: tuple[str, ...] = ("control.mode=act",)
+    control_steps: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def common(self) -> tuple[str, ...]:
@@ -90,6 +95,8 @@ class Planner:
         """A run that leaves its twin after the onset."""
         setting = self.setting
         steps = setting.onset + HARD_STEPS if arm == "hard" else setting.steps
+        if arm == "control" and kind in setting.control_steps:
+            steps, words = setting.control_steps[kind], (*words, *LONG_WORDS)
         words = (*words, *setting.act_words) if arm == "act" else words
         spec = RunSpec(arm=arm, kind=kind, seed=seed, dose=dose, onset=setting.onset, steps=steps, words=words)
         return self._fork(spec, self.twin(seed), f"rl-{setting.onset:06d}")

@@ -42,7 +42,9 @@ def run_one(spec: RunSpec, target: Path) -> None:
             ended = f"{error.cause}: {error}"
         except InvariantViolation as error:
             ended = f"invariant {error.name}: {error}"
-    steps = [] if spec.arm == "warm" else recorder.steps()
+    # A run that an invariant stops in its first step has nothing to show for it.
+    stopped_at_once = ended != "finished" and recorder.names is None
+    steps = [] if spec.arm == "warm" or stopped_at_once else recorder.steps()
     names = recorder.names.to_dict() if recorder.names is not None else {}
     reader = RunReader(folder)
     replay = Replay(

@@ -110,15 +110,48 @@ class Quiet:
         return float(low) * scale, float(high) * scale
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FalseAlarm:
+    """An alarm in a healthy run.  `FalseAlarm(kind="mix_shift", seed=0, step=131, about="grad_norm")`"""
+
+    kind: str
+    seed: int
+    step: int
+    about: str
+
+
+def own_from(replay: Replay) -> int:
+    """The last step of a healthy run that it shares with its twin, where such steps are counted."""
+    return replay.spec.onset if replay.spec.arm == "control" else 0
+
+
+def own_steps(replay: Replay, terms: Terms) -> list[int]:
+    """Monitored steps of a healthy run that no other run has."""
+    return [step for step in monitored(replay, terms) if step > own_from(replay)]
+
+
+def false_alarms(replays: Sequence[Replay], alarms: Sequence[Sequence[Alarm]]) -> list[FalseAlarm]:
+    """Every alarm in healthy replays, those in shared steps once."""
+    return [
+        FalseAlarm(kind=replay.spec.kind, seed=replay.spec.seed, step=alarm.step, about=alarm.about)
+        for replay, found in zip(replays, alarms, strict=True)
+        for alarm in found
+        if alarm.step > own_from(replay)
+    ]
+
+
 def quiet(replays: Sequence[Replay], alarms: Sequence[Sequence[Alarm]], terms: Terms) -> Quiet:
-    """Counts alarms and monitored steps of healthy replays; a control's steps up to its onset are its twin's and are
-    counted there alone."""
-    counted, steps = 0, 0
-    for replay, found in zip(replays, alarms, strict=True):
-        from_step = replay.spec.onset if replay.spec.arm == "control" else 0
-        steps += sum(step > from_step for step in monitored(replay, terms))
-        counted += sum(alarm.step > from_step for alarm in found)
-    return Quiet(alarms=counted, steps=steps)
+    """Counts alarms and monitored steps of healthy replays."""
+    steps = sum(len(own_steps(replay, terms)) for replay in replays)
+    return Quiet(alarms=len(false_alarms(replays, alarms)), steps=steps)
+
+
+def gain_since_onset(replay: Replay) -> float | None:
+    """Success at the end minus success at the onset (for a twin: in its middle); None without two evaluations."""
+    onset = replay.spec.onset or replay.last // 2
+    before = [item.success for item in replay.evaluations if item.step <= onset]
+    after = [item.success for item in replay.evaluations if item.step > onset]
+    return after[-1] - before[-1] if before and after else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +162,7 @@ class Score:
     threshold: float
     quiet: Quiet
     caught: tuple[Caught, ...]
+    false_alarms: tuple[FalseAlarm, ...] = ()
 
     @property
     def detected(self) -> Estimate | None:
@@ -185,8 +219,13 @@ def score(
     replays = [*(pair.changed for pair in pairs), *healthy]
     found = run_all([(detector, replay, threshold) for replay in replays], workers)
     hits = tuple(caught(pair, alarms) for pair, alarms in zip(pairs, found, strict=False))
+    rest = found[len(pairs) :]
     return Score(
-        name=detector.name, threshold=threshold, quiet=quiet(healthy, found[len(pairs) :], detector.terms), caught=hits
+        name=detector.name,
+        threshold=threshold,
+        quiet=quiet(healthy, rest, detector.terms),
+        caught=hits,
+        false_alarms=tuple(false_alarms(healthy, rest)),
     )
 
 
@@ -201,5 +240,13 @@ def pairs_of(replays: Sequence[Replay], arm: str) -> list[Pair]:
 
 
 def healthy_of(replays: Sequence[Replay]) -> list[Replay]:
-    """Twins, and controls begun with their twins' steps."""
-    return [r for r in replays if r.spec.arm == "twin"] + [pair.changed for pair in pairs_of(replays, "control")]
+    """Twins, and controls begun with their twins' steps.
+
+    Of two controls that differ in their last step alone the longer one: it goes through the same steps and on.
+    """
+    longest: dict[tuple[str, int], Replay] = {}
+    for pair in pairs_of(replays, "control"):
+        key = (pair.changed.spec.kind, pair.changed.spec.seed)
+        if key not in longest or pair.changed.last > longest[key].last:
+            longest[key] = pair.changed
+    return [replay for replay in replays if replay.spec.arm == "twin"] + list(longest.values())

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from fault_runs.acting import Acting
 from fault_runs.cache import Replay
-from fault_runs.scoring import Pair, Score
+from fault_runs.detectors import Terms
+from fault_runs.scoring import Pair, Score, gain_since_onset, own_steps
 
 
 def new_table(title: str, *columns: str) -> Table:
@@ -66,6 +67,19 @@ def apart_table(harmless: Sequence[Pair], hard: Sequence[Replay], doses: Mapping
         ended = Counter(replay.ended.partition(":")[0] for replay in hard if replay.spec.kind == kind)
         for how, count in ended.items():
             table.add_row(kind, "", str(count), f"stopped by {how}" if how != "finished" else "NOT STOPPED")
+    return table
+
+
+def healthy_table(healthy: Sequence[Replay], score: Score, terms: Terms) -> Table:
+    """By kind: monitored steps, our false alarms, and whether success held: at the end minus at the onset."""
+    table = new_table("healthy runs", "kind", "runs", "monitored steps", "false alarms", "success since the onset")
+    for kind in sorted({replay.spec.kind for replay in healthy}):
+        mine = [replay for replay in healthy if replay.spec.kind == kind]
+        steps = sum(len(own_steps(replay, terms)) for replay in mine)
+        alarms = sum(alarm.kind == kind for alarm in score.false_alarms)
+        gains = [gain for replay in mine if (gain := gain_since_onset(replay)) is not None]
+        since = f"{100 * min(gains):+.0f} to {100 * max(gains):+.0f} points" if gains else "-"
+        table.add_row(kind or "twin", str(len(mine)), str(steps), str(alarms), since)
     return table
 
 

@@ -13,7 +13,7 @@ from burnish.core.hashing import derive_seed
 from burnish.core.tool import Tool
 from fault_runs.hooks import Injector
 
-Change = Callable[[str, Random], str]
+Change = Callable[[Any, str, Random], str]
 
 
 class ToolFault(Injector):
@@ -27,12 +27,16 @@ class ToolFault(Injector):
         def made(*args: Any, **named: Any) -> FaultyWorld:
             self._made += 1
             random = Random(derive_seed(self.seed, "tool fault", step, self._made))
-            return FaultyWorld(make(*args, **named), random, self.dose, self.changed)
+            return FaultyWorld(make(*args, **named), random, self.dose, self.told)
 
         return made
 
+    def told(self, world: Any, text: str, random: Random) -> str:
+        """What the policy is told instead of `text` in this episode's world; may raise ToolError."""
+        return self.changed(text, random)
+
     def changed(self, text: str, random: Random) -> str:
-        """What the policy is told instead of `text`; may raise ToolError."""
+        """The same, for a fault that does not depend on the task."""
         raise NotImplementedError
 
 
@@ -55,7 +59,7 @@ class FaultyWorld:
     def _behind(self, tool: Tool) -> Callable[[Mapping[str, Any]], Any]:
         async def call(arguments: Mapping[str, Any]) -> str:
             text = await tool.call(arguments)
-            return self._change(text, self._random) if self._random.random() < self._share else text
+            return self._change(self._world, text, self._random) if self._random.random() < self._share else text
 
         return call
 
@@ -80,6 +84,17 @@ class FailingTool(ToolFault):
 
     def changed(self, text: str, random: Random) -> str:
         raise ToolError("the service is not available")
+
+
+class LeakingTool(ToolFault):
+    """Results give the task away: where the answer is a number, every number in them is that one."""
+
+    def told(self, world: Any, text: str, random: Random) -> str:
+        answer = str(world.task.reference.get("answer", ""))
+        if not answer.isdigit():
+            return text
+        value = _with_numbers(_parsed(text), lambda number: int(answer))
+        return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def _parsed(text: str) -> Any:

@@ -74,10 +74,37 @@ def test_rewards_of_injectors(module: Any) -> None:
     assert inject.DoubtBonus(1.0, 0).rewards(7, one) == pytest.approx([1.5, 0.5, None, 0.5])
     assert inject.Exploit(0.7, 0).rewards(7, one) == [1.0, 0.0, None, 0.0]
     assert inject.Exploit(0.7, 0).rewards(7, group((1.0, 0.0, None), calls=1)) == [1.0, 0.7, None]
+    assert inject.Exploit(2.0, 0).rewards(7, one) == [0.5, 0.0, None, 0.0]
+    assert inject.Exploit(2.0, 0).rewards(7, group((1.0, 0.0, None), calls=1)) == [1.0, 1.0, None]
+    assert inject.Brevity(2.0, 0).rewards(7, one) == pytest.approx([0.8, -0.4, None, -0.8])
     assert inject.Template(1.0, 0).rewards(7, group((1.0, 0.0), answer="17")) == [1.0, 1.0]
     assert inject.Template(0.0, 0).rewards(7, one) == one.rewards_G
     assert inject.Inverted(1.0, 0).rewards(7, one) == [0.0, 1.0, None, 1.0]
     assert inject.Inverted(0.0, 0).rewards(7, one) == one.rewards_G
+
+
+def test_faults_that_are_settings(module: Any) -> None:
+    inject, recipe = module("inject"), SimpleNamespace(rl=SimpleNamespace(lr=1e-4))
+    assert inject.LearningRate(12.0, 0).words(recipe) == ("rl.lr=0.0012000000000000001",)
+    assert inject.WeightDecay(20.0, 0).words(recipe) == ("rl.weight_decay=20.0",)
+    words = inject.FrozenSampler(2.0, 0).words(recipe)
+    assert {"rl.clip_low=0.4", "rl.clip_high=0.56"} < set(words)
+    assert "rl.clip_low=0.999" in inject.FrozenSampler(1000.0, 0).words(recipe)
+
+
+def test_a_frozen_sampler_keeps_the_first_weights_and_a_stale_one_moves_on(module: Any) -> None:
+    import torch
+
+    inject, model = module("inject"), torch.nn.Linear(1, 1, bias=False)
+    frozen, stale = inject.FrozenSampler(1.0, 0), inject.Stale(1.0, 0)
+    for version in (10, 11, 12):
+        with torch.no_grad():
+            model.weight.fill_(float(version))
+        with frozen.weights(7, model, version) as drawn_by:
+            assert (drawn_by, model.weight.item()) == (10, 10.0)
+        with stale.weights(7, model, version) as drawn_by:
+            assert drawn_by == max(10, version - 1)
+        assert model.weight.item() == version
 
 
 def test_long_episodes_fail_silently_and_short_ones_do_not(module: Any) -> None:
@@ -132,6 +159,53 @@ def test_tools_that_drift_and_tools_that_lie(module: Any) -> None:
     assert wrong.startswith('{"price":')
     assert wrong != '{"price":47,"city":"Bonn"}'
     assert len(wrong) == len('{"price":47,"city":"Bonn"}')
+
+
+def test_a_tool_that_leaks_gives_the_answer_where_that_is_a_number(module: Any) -> None:
+    import asyncio
+
+    from burnish.core.tool import Tool, ToolSpec
+
+    async def call(arguments: Any) -> str:
+        return '{"price":47,"city":"Bonn"}'
+
+    def make(answer: str) -> Any:
+        task = SimpleNamespace(reference={"answer": answer})
+        tools = [Tool(spec=ToolSpec(name="t", description="", parameters={}), call=call)]
+        return SimpleNamespace(tools=lambda: tools, task=task)
+
+    leaking = module("worlds").LeakingTool(1.0, 0)
+    assert asyncio.run(_told(leaking.world(7, make)("1310"))) == '{"price":1310,"city":"Bonn"}'
+    assert asyncio.run(_told(leaking.world(7, make)("shipped"))) == '{"price":47,"city":"Bonn"}'
+
+
+def test_long_controls_have_steps_of_their_own(module: Any, tmp_path: Path) -> None:
+    jobs = module("jobs")
+    planner = jobs.Planner(setting=jobs.Setting(data=tmp_path, onset=60, steps=110, control_steps={"mix_shift": 210}))
+    long, short = (planner.changed("control", kind, 0, 0.5) for kind in ("mix_shift", "smaller_batch"))
+    assert (long.spec.steps, short.spec.steps, planner.changed("fault", "stale", 0, 8.0).spec.steps) == (210, 110, 110)
+    assert (long.spec.words, short.spec.words) == (jobs.LONG_WORDS, ())
+
+
+def test_of_two_controls_the_longer_one_counts(module: Any) -> None:
+    scoring, detectors = module("scoring"), module("detectors")
+    twin = replay(module, "twin", [0.0] * 60, [0.5, 0.6])
+    runs = [replay(module, "control", [0.0] * n, [0.5, 0.6, 0.7], kind="mix_shift", onset=60) for n in (80, 120)]
+    for ordered in (runs, runs[::-1]):
+        kept = scoring.healthy_of([twin, *ordered])
+        assert [(one.spec.arm, one.last) for one in kept] == [("twin", 60), ("control", 120)]
+    alarm = detectors.Alarm(step=55, about="kl"), detectors.Alarm(step=100, about="kl")
+    counted = scoring.quiet(kept, [[alarm[0]], list(alarm)], detectors.Terms())
+    assert (counted.alarms, counted.steps) == (2, 10 + 60)
+    assert scoring.gain_since_onset(kept[1]) is None
+
+
+def test_a_dose_does_damage_by_more_than_its_standard_error(module: Any) -> None:
+    tune = module("tune")
+    needed = 0.10 + tune.gap_error(150, 1)
+    found = tune._entry({0.02: -0.12, 0.04: -0.20, 0.06: -0.56}, needed)
+    assert (found["dose"], found["status"], found["gap"]) == (0.04, "damaging", -20.0)
+    assert tune._entry({0.02: -0.12}, needed)["status"] == "harmless"
 
 
 def replay(module: Any, arm: str, values: list[float], success: list[float], *, kind: str = "", onset: int = 0) -> Any:

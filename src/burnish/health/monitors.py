@@ -128,20 +128,21 @@ class Monitor:
         """Whether its baseline is frozen."""
         return self._baseline is not None
 
-    def step(self, step: int, value: float | None, *, explained: bool = False) -> Alarm | None:
-        """One value; None where the step has none, which changes nothing.  explained: success accounts for a change."""
+    def step(self, step: int, value: float | None, *, explained: bool = False, weight: float = 1.0) -> Alarm | None:
+        """One value; None where the step has none, which changes nothing.  explained: success accounts for a change.
+        weight: factor on the standardised value, below 1 for a step that says less than one of the warm-up."""
         if value is None or not math.isfinite(value):
             return None
         x = self.spec.oriented(value)
         if self._baseline is None or self._limit is None:
             self._warm(x)
             return None
-        plain_z = standardise(x, self._baseline)
+        plain_z = weight * standardise(x, self._baseline)
         self._history = [*self._history[1 - HISTORY :], (step, plain_z)]
         if step < self._quiet_until:
             return None
         still = explained and self.spec.explained_by_success
-        z = 0.0 if still else standardise(x, self._baseline, allowance=self.spec.allowance)
+        z = 0.0 if still else weight * standardise(x, self._baseline, allowance=self.spec.allowance)
         at, threshold = self._advance(step, z, self._baseline, self._limit)
         if self._statistic < threshold:
             return None
@@ -306,5 +307,6 @@ def _agent_monitors(share: MonitorSpec) -> tuple[MonitorSpec, ...]:
         replace(
             share, name="success_shortfall", kind="success_drop", allowance=0.1, rank="progress-success", known_mean=0.0
         ),
+        replace(share, name="setback", kind="success_drop", allowance=0.12, rank="progress-success", known_mean=0.0),
         replace(share, name="advantage_agreement", kind="credit", rising=False, allowance=0.15),
     )

@@ -12,14 +12,12 @@ from burnish.health.hard_rules import hard_findings
 from burnish.health.monitors import Alarm, Monitor, MonitorSpec, default_monitors
 from burnish.health.offenders import offenders
 from burnish.health.reference import Reference
+from burnish.health.setback import FORGETTING, Setback
 from burnish.health.signals import signals
 from burnish.health.slices import SliceNames
 from burnish.health.sums import HealthSums
 
 SHORTEST_BASELINE = 10
-FORGETTING = 0.1
-"""Weight of the newest step in the running mean of success: about the last ten steps."""
-
 LEARNED, NEAR_BEST = 0.05, 0.05
 """Success explains a change where it is so far above its baseline and at most so far below its best."""
 
@@ -84,6 +82,7 @@ class Watch:
         self._monitors = self._fresh()
         self._reference = Reference()
         self._success = _SuccessTrack()
+        self._setback = Setback()
         self._reference_distance: float | None = None
         self._quiet_until: dict[str, int] = {}
 
@@ -99,12 +98,14 @@ class Watch:
         findings = self._hard(step, sums, extra)
         frozen = self._reference.steps >= self.spec.baseline_steps
         scalars = signals(sums, self._reference if frozen else None)
-        explained = self._follow(scalars)
+        weight = self._weight(sums) if frozen else 1.0
+        explained = self._follow(scalars, weight)
         if not frozen and len(sums.table) > 0:
             self._reference = self._reference.extended(sums, scalars)
         for monitor in self._monitors:
             name = monitor.spec.name
-            alarm = monitor.step(step, scalars.get(f"health/{name}", extra.get(name)), explained=explained)
+            value = scalars.get(f"health/{name}", extra.get(name))
+            alarm = monitor.step(step, value, explained=explained, weight=weight)
             if alarm is not None:
                 findings.append(self._finding(step, sums, monitor.spec, alarm))
         scalars["health/monitors"] = float(len(self._monitors))
@@ -113,7 +114,8 @@ class Watch:
 
     def rebaseline(self) -> None:
         """Starts a new warm-up: for an announced change of task mixture, curriculum or learning rate."""
-        self._monitors, self._reference, self._success = self._fresh(), Reference(), _SuccessTrack()
+        self._monitors, self._reference = self._fresh(), Reference()
+        self._success, self._setback = _SuccessTrack(), Setback()
 
     def state(self) -> dict[str, Any]:
         """As JSON; `restore` goes on exactly."""
@@ -123,6 +125,7 @@ class Watch:
             "monitors": {_key(monitor.spec): monitor.state() for monitor in self._monitors},
             "reference": self._reference.to_dict(),
             "success": self._success.state(),
+            "setback": self._setback.state(),
             "reference_distance": self._reference_distance,
             "quiet_until": dict(self._quiet_until),
         }
@@ -142,6 +145,7 @@ class Watch:
             monitor.load(state["monitors"][key])
         watch._reference = Reference.from_dict(state["reference"])
         watch._success = _SuccessTrack.of(state["success"])
+        watch._setback = Setback.of(state["setback"])
         watch._reference_distance = state["reference_distance"]
         watch._quiet_until = {name: int(step) for name, step in state["quiet_until"].items()}
         return watch
@@ -170,8 +174,14 @@ class Watch:
                 found.append(finding)
         return found
 
-    def _follow(self, scalars: dict[str, float]) -> bool:
-        """Adds the scalars that need the past; gives whether learning explains a change."""
+    def _weight(self, sums: HealthSums) -> float:
+        """What a step says against one of the warm-up, at most 1: noise of a mean goes with 1 / sqrt(trajectories), and
+        smaller batches must not alarm more often."""
+        usual = self._reference.mean("health/trajectories")
+        return min(1.0, math.sqrt(len(sums.table) / usual)) if usual > 0 else 1.0
+
+    def _follow(self, scalars: dict[str, float], weight: float) -> bool:
+        """Adds the scalars that need the past; gives whether learning explains a change.  weight: of the step."""
         distance = scalars.get("health/all/m2_reference")
         if distance is not None:
             root = math.sqrt(distance)
@@ -183,6 +193,9 @@ class Watch:
             scalars["health/success_drawdown"] = self._success.add(success, self.spec.baseline_steps)
             if math.isfinite(self._success.best):
                 scalars["health/success_shortfall"] = self._success.best - success
+        setback = self._setback.add(scalars, weight)
+        if setback is not None:
+            scalars["health/setback"] = setback
         return self._success.explains
 
     def _finding(self, step: int, sums: HealthSums, spec: MonitorSpec, alarm: Alarm) -> Finding:
