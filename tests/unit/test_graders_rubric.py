@@ -346,13 +346,13 @@ def test_nothing_personal_is_sent() -> None:
 def test_neither_weight_nor_polarity_nor_id_is_shown() -> None:
     judge = ScriptedJudge()
     blamed = item(
-        "secretly_bad", weight=77.0, polarity=Polarity.NEGATIVE, examples=(CriterionExample(text="Hm.", value=1),)
+        "secretly_bad", weight=90210.5, polarity=Polarity.NEGATIVE, examples=(CriterionExample(text="Hm.", value=1),)
     )
     blamed = replace(blamed, criterion=replace(blamed.criterion, text="It rambles."))
     grade(RubricGrader(rubric(blamed), judge))
     shown = judge.requests[0].system + judge.requests[0].prompt
     assert "Example with value 1: Hm." in shown
-    assert not any(word in shown for word in ("secretly_bad", "77", "negative", "weight"))
+    assert not any(word in shown for word in ("secretly_bad", "90210", "negative", "weight"))
 
 
 def test_what_cannot_be_judged_is_settled_without_a_judge() -> None:

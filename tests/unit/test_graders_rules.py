@@ -220,7 +220,7 @@ def test_wrong_weights_are_explained() -> None:
 
 def test_the_registry_knows_names_graders_and_functions() -> None:
     for name in GRADERS:
-        options = MEMO if name == "rubric" else {}
+        options = {"rubric": MEMO, "constraint": {"value": "tool_s", "limit": 1.0}}.get(name, {})
         assert make_grader(name, options, resources={"sandbox": object(), "judge": ScriptedJudge()}).version
     grader = NumericGrader(tolerance=1.0)
     assert make_grader(grader) is grader
