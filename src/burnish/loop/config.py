@@ -416,7 +416,7 @@ class CheckpointSection(Section):
 class ChecksSection(Section):
     """Always-on invariants."""
 
-    every: int = Field(10, ge=1, description="steps between micro-batch invariance checks (the others run every step)")
+    every: int = Field(10, ge=1, description="steps between checks of micro-batches and canary (others run every step)")
     logprob_tolerance: float | None = Field(
         None,
         gt=0,

@@ -236,7 +236,9 @@ def learn(session: Session, step: int, batch: Batch, seen: list[Seen], *, fresh:
         total = LossSums.merge([total, sums])
         session.pause()
         figures |= session.step_optimizer()
-        figures["check/canary_nats"] = session.sync()
+        difference = session.sync_update(step)
+        if difference is not None:
+            figures["check/canary_nats"] = difference
     figures["policy_version"] = float(state.version)
     if session.oversight.acts:
         figures["control/tail_masked_tokens"] = float(sum(one.masked_tokens for one in seen))

@@ -49,7 +49,8 @@ class Session:
 
     own: a shard on the conductor's model, for scores that the shards' samplers are compared with.  canary: prompts
     whose log-probabilities are compared after every weight update.  overlapping: episodes run beside the learner.
-    ending: what control decided in the newest step that takes the run out of its course.
+    ending: what control decided in the newest step that takes the run out of its course.  proven: an update of this
+    process was seen to reach the samplers.
     """
 
     recipe: Recipe
@@ -67,6 +68,7 @@ class Session:
     canary: tuple[Node, ...] = ()
     tolerance: float = FLOAT32_TOLERANCE
     ending: Decision | None = None
+    proven: bool = False
     started_s: float = field(default_factory=time.perf_counter)
 
     @property
@@ -126,12 +128,14 @@ class Session:
         self.state.version += 1
         return {"lr": done.learning_rate, "grad_norm": done.grad_norm}
 
-    def sync(self) -> float:
-        """Announce the present weights to every sampler and check that they arrived; returns the canary difference."""
+    def sync(self, *, prove: bool = True) -> float | None:
+        """Announce the present weights to every sampler and check that they arrived, by version and checksum and, to
+        `prove` it, by what they now make of the canary prompts; returns that difference, None unproven."""
+        canary = self.canary if prove else ()
         checksums: list[str] = []
         self.executor.later(lambda: checksums.append(weight_checksum(self.policy.model)))
-        echoes = self.executor.sync(self.state.version, self.canary)
-        own = self.own.score(self.canary, echoes[0]) if self.canary else []
+        echoes = self.executor.sync(self.state.version, canary)
+        own = self.own.score(canary, echoes[0]) if canary else []
         difference = max((largest_difference(own, echo.canary_logprobs) for echo in echoes), default=0.0)
         check_freshness(
             version=self.state.version,
@@ -140,7 +144,20 @@ class Session:
             difference=difference,
             tolerance=self.tolerance,
         )
-        return difference
+        return difference if prove else None
+
+    def sync_update(self, step: int) -> float | None:
+        """`sync` after an update of RL step `step`, proven in the first step and every `checks.every` steps.
+
+        Where all samples are fresh, the ratio of every one of their tokens shows the same before anything is learnt
+        from them, so that now and then is enough; stale samples and servers leave it to the canary.  The first update
+        of a process is proven too, and not told: a run that was resumed records what one that never stopped records.
+        """
+        always = self.overlapping or bool(self.recipe.sampler.url)
+        due = always or step == 1 or step % self.recipe.checks.every == 0
+        difference = self.sync(prove=due or not self.proven)
+        self.proven = True
+        return difference if due else None
 
     def calibrate(self) -> None:
         """Choose the canary prompts and, in half precision, the tolerance from repeats with equal weights."""
