@@ -12,7 +12,7 @@ help:
 	@echo "make test-vllm  install vLLM for CPUs in an environment of its own (3.4 GB) and test against it"
 	@echo "make check  format, lint, types and import rules"
 	@echo "make setup  only set up"
-	@echo "make bench  quick form of every benchmark"
+	@echo "make bench  quick form of every benchmark and claim"
 	@echo "make clean  remove the environment and caches"
 
 setup: $(VENV)/.train
@@ -20,7 +20,7 @@ demo: $(VENV)/.train
 	$(BIN)/burnish demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 10
 
 test-vllm: $(VENV)/.dev .venv-vllm/.ready
 	BURNISH_VLLM=1 $(BIN)/python -m pytest tests/vllm --durations 10
@@ -36,7 +36,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.train
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file --quick || exit 1; done
+	@for file in benchmarks/*.py claims/*/run.py; do echo "== $$file"; $(BIN)/python $$file --quick || exit 1; done
 
 clean:
 	rm -rf $(VENV) .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
