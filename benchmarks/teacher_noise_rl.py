@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -24,54 +22,24 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from scene_runs.made import QUICK, QUICK_RL, RL, burnish, warm
+
 from burnish.core.grade import Grade
 from burnish.store.reader import RunReader
 from burnish.store.rows import StoredTrajectory
 
 HERE = Path(__file__).resolve().parent
-CLAIM = HERE.parent / "claims" / "grounding_collapse"
 CELLS = {"clean": (0.0, 0.0), "noisy": (0.3, 0.3), "useless": (0.5, 0.6)}
 WAYS = ("gated", "additive")
 BONUS = 1.0
 WITHIN = 0.02
-RL = ("rl.steps=100", "rl.lr=8e-4", "environment.options.train=2400", "checks.logprob_tolerance=1e-3")
-QUICK = (
-    "warm_start.steps=5",
-    "warm_start.traces=64",
-    "environment.options.train=200",
-    "environment.options.heldout=40",
-)
-QUICK_RL = ("rl.steps=1", "rl.groups=4", "environment.options.train=200")
-
 Figures = dict[str, float]
-
-
-def burnish(words: Sequence[str], folder: Path, data: Path) -> Path:
-    """The finished run in `folder`, made where it is missing."""
-    if not (folder / "done").exists():
-        data.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "burnish.cli", *words]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=data, env=env, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        (folder / "done").write_text("", encoding="utf-8")
-    return folder
-
-
-def warm(seed: int, data: Path, more: Sequence[str] = ()) -> Path:
-    """The warm start of a seed, the same as the claim's."""
-    folder = data / "runs" / f"warm-{seed}"
-    words = ["train", str(CLAIM / "recipe.toml"), f"run.seed={seed}", f"environment.seed={1000 + seed}"]
-    return burnish(
-        [*words, f"run.name={folder.name}", "rl.steps=0", f"graders.file={CLAIM}/outcome.toml", *more], folder, data
-    )
 
 
 def run(way: str, cell: str, seed: int, data: Path, words: Sequence[str] = ()) -> Figures:
     """RL with one teacher, and what came of it."""
     folder = data / "runs" / f"noise-{way}-{cell}-{seed}"
-    keys = [f"run.name={folder.name}", f"graders.file={HERE}/noise_runs/{way}-{cell}.toml", *(words or RL)]
+    keys = [f"run.name={folder.name}", f"graders.file={HERE}/scene_runs/{way}-{cell}.toml", *(words or RL)]
     burnish(["fork", f"warm-{seed}", *keys], folder, data)
     reader = RunReader(folder)
     rows = reader.trajectories("eval", reader.steps("eval")[-1].step)

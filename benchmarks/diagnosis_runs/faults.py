@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -25,6 +26,9 @@ from burnish.core.tool import Tool
 from burnish.core.trajectory import Trajectory
 from burnish.diagnosis.taxonomy import Category, Fault
 from burnish.environments.shop.world import STATUSES
+
+Hearing = Generator[Any, Any, Any]
+"""Yields what is played in place of what the script said, and returns what the script hears."""
 
 
 class Kind(StrEnum):
@@ -101,49 +105,53 @@ def calls(trajectory: Trajectory) -> list[ToolCall]:
 # -- single calls ------------------------------------------------------------------------------------------------------
 
 
-def with_fault(script: Script, plan: Plan) -> Script:
-    """A script that calls one tool at a time, with the fault; it is told what the world or the fault says."""
+def through(script: Script, heard_for: Callable[[Any], Hearing], lost: tuple[type[Exception], ...] = ()) -> Script:
+    """The script, hearing what `heard_for` gives for what it says; it gives up at errors of its own in `lost`."""
     heard: Any = None
-    number = -1
     while True:
         try:
             said = script.send(heard)
         except StopIteration as end:
             return str(end.value)
-        except (ValueError, LookupError, TypeError):
+        except lost:
             return "I could not find it."
+        heard = yield from heard_for(said)
+
+
+def with_fault(script: Script, plan: Plan) -> Script:
+    """A script that calls one tool at a time, with the fault; it is told what the world or the fault says."""
+    numbers = count()
+
+    def heard_for(said: Any) -> Hearing:
         if not isinstance(said, ToolCall):
-            heard = yield said
-            continue
-        number += 1
+            return (yield said)
+        number = next(numbers)
         if number != plan.at or plan.kind in (Kind.OUTAGE, Kind.CONTRADICT):
             heard = yield said
             if plan.kind is Kind.OUTAGE and any(text in str(heard) for text in OUTAGES):
                 heard = yield said  # once more, as anybody would
-        elif plan.kind is Kind.DROP:
-            heard = plan.heard[number] if plan.heard else STANDARD_REPLY
-        elif plan.kind is Kind.CORRUPT:
-            heard = yield corrupted(said, plan.rng)
-        elif plan.kind is Kind.INVENT:
-            heard = invented(plan.heard[number], plan.rng, known=" ".join(plan.heard))
-        else:
-            heard = misread((yield said), plan.rng)
+            return heard
+        if plan.kind is Kind.DROP:
+            return plan.heard[number] if plan.heard else STANDARD_REPLY
+        if plan.kind is Kind.CORRUPT:
+            return (yield corrupted(said, plan.rng))
+        if plan.kind is Kind.INVENT:
+            return invented(plan.heard[number], plan.rng, known=" ".join(plan.heard))
+        return misread((yield said), plan.rng)
+
+    return through(script, heard_for, lost=(ValueError, LookupError, TypeError))
 
 
 def without_asking(script: Script, plan: Plan) -> Script:
     """An expert on the telephone who skips one proposal, as though the customer had said yes."""
-    heard: Any = None
-    number = -1
-    while True:
-        try:
-            said = script.send(heard)
-        except StopIteration as end:
-            return str(end.value)
-        number += isinstance(said, Message) and "Shall I go ahead?" in said.text
-        if number == plan.at and isinstance(said, Message) and "Shall I go ahead?" in said.text:
-            heard = ["Yes."]
-        else:
-            heard = yield said
+    numbers = count()
+
+    def heard_for(said: Any) -> Hearing:
+        if isinstance(said, Message) and "Shall I go ahead?" in said.text and next(numbers) == plan.at:
+            return ["Yes."]
+        return (yield said)
+
+    return through(script, heard_for)
 
 
 def corrupted(call: ToolCall, rng: Random) -> ToolCall:

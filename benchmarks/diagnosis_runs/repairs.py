@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from random import Random
 from typing import Any
 
 from burnish.core.environment import Script
-from burnish.core.errors import ConfigError
 from burnish.core.hashing import derive_seed
 from burnish.core.message import Role, ToolCall
 from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
 from burnish.environments.repair import Repair
 from burnish.environments.repair.policies import TESTS, expert, turn
-from burnish.environments.repair.rooms import shared_sandbox
+from burnish.environments.repair.rooms import is_isolated
 from burnish.graders.boundary import grade_trajectories
 from burnish.graders.graph import graph_from
 from burnish.sandbox.ladder import SandboxSpec
@@ -36,12 +34,7 @@ LOOK, EDIT, TEST = 0, 1, 2
 @lru_cache(maxsize=1)
 def options() -> Mapping[str, Any]:
     """Those of this machine: isolation by the best rung, or none where no rung holds."""
-    with ThreadPoolExecutor(1) as outside_of_any_loop:
-        try:
-            outside_of_any_loop.submit(asyncio.run, shared_sandbox(SandboxSpec())).result()
-        except ConfigError:
-            return {"unsafe": True}
-    return {}
+    return {} if is_isolated(SandboxSpec()) else {"unsafe": True}
 
 
 def make() -> Repair:

@@ -85,7 +85,7 @@ def judged(module: ModuleType, n: int, *, mistake: str | None, fpr: float, fnr: 
 
 @pytest.mark.parametrize(("fpr", "fnr"), [(0.0, 0.0), (0.3, 0.1), (0.5, 0.6)])
 def test_the_teacher_errs_at_its_rates(load, fpr: float, fnr: float) -> None:
-    module = load("benchmarks/noise_runs/teacher.py")
+    module = load("benchmarks/scene_runs/teacher.py")
     assert judged(module, 400, mistake=None, fpr=fpr, fnr=fnr) == pytest.approx(1 - fnr, abs=0.08)
     assert judged(module, 400, mistake="moved_point", fpr=fpr, fnr=fnr) == pytest.approx(fpr, abs=0.08)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from burnish.core.outcome import Ending, Outcome
 from burnish.core.pickling import quickly_pickled
 from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
@@ -44,6 +45,18 @@ class Grade:
         """A closed gate skipped this grader: no failure, and its share of a reward is 0, or closing it would be an
         escape."""
         return self.score is None and self.cause == SKIPPED_BY_GATE
+
+
+def unanswered(outcome: Outcome) -> tuple[float | None, str] | None:
+    """Score and cause of what ended before there was an answer to judge, None where it came to one.
+
+    No score for what may carry no reward (`excluded:`), 0 for what stopped otherwise (`not_completed:`).
+    """
+    if not outcome.may_carry_reward:
+        return None, f"excluded:{outcome.label}"
+    if outcome.ending is not Ending.COMPLETED:
+        return 0.0, f"not_completed:{outcome.label}"
+    return None
 
 
 class Grader(Protocol):

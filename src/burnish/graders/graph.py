@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
@@ -256,23 +256,6 @@ class _NodeSection(_File):
         return (self.judge,) if isinstance(self.judge, str) else self.judge
 
 
-class _JudgeSection(_File):
-    """One `[judges.NAME]`."""
-
-    use: str
-    options: dict[str, Any] = Field(default_factory=dict)
-    cache: str = ""
-    offline: bool = False
-    prompt_usd: float = 0.0
-    completion_usd: float = 0.0
-    max_usd: float | None = None
-    max_tokens: int | None = None
-    max_requests: int | None = None
-
-    def spec(self) -> JudgeSpec:
-        return JudgeSpec(**self.model_dump())
-
-
 class _AggregatorSection(_File):
     """`[aggregator]`."""
 
@@ -299,7 +282,7 @@ class _AggregatorSection(_File):
 
 class _GraphFile(_File):
     aggregator: _AggregatorSection = _AggregatorSection()
-    judges: dict[str, _JudgeSection] = Field(default_factory=dict)
+    judges: dict[str, JudgeSpec] = Field(default_factory=dict)
     graders: dict[str, _NodeSection] = Field(min_length=1)
 
 
@@ -352,7 +335,7 @@ def graph_from(
     except ValidationError as error:
         raise ConfigError(_explained(error)) from error
     folder = folder or Path.cwd()
-    made = {name: _judge(name, section, folder, judges) for name, section in file.judges.items()}
+    made = {name: _judge(name, spec, folder, judges) for name, spec in file.judges.items()}
     _check_judges(file)
     nodes = [_node(name, section, folder, resources or {}, made) for name, section in file.graders.items()]
     end = file.aggregator
@@ -370,17 +353,21 @@ def graph_from(
 def _explained(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    if first["type"] != "extra_forbidden":
+    if first["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{place}: {first['msg']}, got {first['input']!r}"
     level = len(first["loc"])
-    sections: dict[Any, type[_File]] = {"aggregator": _AggregatorSection, "judges": _JudgeSection}
-    known = (_GraphFile if level == 1 else sections.get(first["loc"][0], _NodeSection)).model_fields
+    sections: dict[Any, type[Any]] = {"aggregator": _AggregatorSection, "judges": JudgeSpec}
+    known = _keys(_GraphFile if level == 1 else sections.get(first["loc"][0], _NodeSection))
     return f"unknown key {place}; " + did_you_mean(str(first["loc"][-1]), known, f"keys are {', '.join(known)}")
 
 
-def _judge(name: str, section: _JudgeSection, folder: Path, make: MakeJudge) -> Judge:
+def _keys(section: type[Any]) -> list[str]:
+    return [item.name for item in fields(section)] if is_dataclass(section) else list(section.model_fields)
+
+
+def _judge(name: str, spec: JudgeSpec, folder: Path, make: MakeJudge) -> Judge:
     try:
-        return make(section.spec(), folder)
+        return make(spec, folder)
     except ConfigError as error:
         raise ConfigError(f"judges.{name}: {error}") from error
 

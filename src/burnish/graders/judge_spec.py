@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
 
 from burnish.core.errors import ConfigError
 from burnish.core.judge import Judge
@@ -21,7 +23,10 @@ class JudgeSpec:
     use: "package.module:attribute" or "file.py:attribute", a class or a function that gives a judge from `options`.
     cache: file of kept replies, "" for none; processes share it.  offline: only ever answer from the cache.  prices: US
     dollars for a million tokens.  max_usd, max_tokens, max_requests: what one process may spend, None for no limit.
+    A file's `[judges.NAME]` is read as one.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "allow_inf_nan": False}
 
     use: str
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -17,11 +17,10 @@ from random import Random
 from typing import Any, ClassVar
 
 from burnish.core.errors import ConfigError
-from burnish.core.grade import Grade
+from burnish.core.grade import Grade, unanswered
 from burnish.core.hashing import content_hash, derive_seed
 from burnish.core.judge import Judge, JudgeCause, JudgedPart, JudgeError, JudgeReply, JudgeUsage, Verdict
 from burnish.core.message import Message, Role
-from burnish.core.outcome import Ending
 from burnish.core.task import Task
 from burnish.core.text import clean_text
 from burnish.core.trajectory import Trajectory
@@ -119,11 +118,8 @@ class RubricGrader:
         return self._graded(items, decided, batches, scrubber)
 
     def _unjudged(self, task: Task, trajectory: Trajectory) -> Grade | None:
-        outcome = trajectory.outcome
-        if not outcome.may_carry_reward:
-            return self._grade(None, cause=f"excluded:{outcome.label}")
-        if outcome.ending is not Ending.COMPLETED:
-            return self._grade(0.0, cause=f"not_completed:{outcome.label}")
+        if undone := unanswered(trajectory.outcome):
+            return self._grade(undone[0], cause=undone[1])
         if len(trajectory.answer) > self.judging.max_answer_chars:
             return self._grade(0.0, cause="answer_too_long", evidence={"chars": len(trajectory.answer)})
         acted = "transcript" in self.judging.show and any(m.role is Role.ASSISTANT for m in trajectory.messages)

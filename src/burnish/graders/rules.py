@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
-from burnish.core.grade import Grade
+from burnish.core.grade import Grade, unanswered
 from burnish.core.hashing import canonical_json
 from burnish.core.outcome import Ending
 from burnish.core.task import Task
@@ -97,11 +97,8 @@ class RuleGrader:
 
     def unjudged(self, trajectory: Trajectory) -> Grade | None:
         """The grade of what ended before there was an answer to judge, or is too long to be one; else None."""
-        outcome = trajectory.outcome
-        if not outcome.may_carry_reward:
-            return self.verdict(None, cause=f"excluded:{outcome.label}")
-        if outcome.ending is not Ending.COMPLETED:
-            return self.verdict(0.0, cause=f"not_completed:{outcome.label}")
+        if undone := unanswered(trajectory.outcome):
+            return self.verdict(undone[0], cause=undone[1])
         if len(trajectory.answer) > MAX_ANSWER_CHARS:
             return self.verdict(0.0, cause="answer_too_long", evidence={"chars": len(trajectory.answer)})
         return None

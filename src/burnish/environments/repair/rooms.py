@@ -10,8 +10,10 @@ import asyncio
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
+from burnish.core.errors import ConfigError
 from burnish.core.sandbox import PYTHON, Rung, Sandbox, SandboxError, SandboxLimits, SandboxResult, World
 from burnish.sandbox.ladder import SandboxSpec, open_sandbox
 from burnish.sandbox.local import LocalSandbox
@@ -38,6 +40,16 @@ def _shared(spec: SandboxSpec) -> LocalSandbox:
 async def shared_sandbox(spec: SandboxSpec) -> LocalSandbox:
     """The sandbox of this process for a spec, probed at the first call.  Raises SandboxRefused where no rung holds."""
     return await asyncio.to_thread(_shared, spec)
+
+
+def is_isolated(spec: SandboxSpec) -> bool:
+    """Whether any rung holds on this machine; may be called inside an event loop."""
+    with ThreadPoolExecutor(1) as outside_of_any_loop:
+        try:
+            outside_of_any_loop.submit(_shared, spec).result()
+        except ConfigError:
+            return False
+    return True
 
 
 class Room:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from burnish.core.grade import Grade
-from burnish.core.outcome import Ending
+from burnish.core.grade import Grade, unanswered
 from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
 from burnish.environments.repair.story import Story
@@ -21,11 +20,8 @@ class ChecklistGrader:
 
     async def grade(self, task: Task, trajectory: Trajectory) -> Grade:
         """The verdict; the evidence names the points that do not hold."""
-        outcome = trajectory.outcome
-        if not outcome.may_carry_reward:
-            return self.verdict(None, cause=f"excluded:{outcome.label}")
-        if outcome.ending is not Ending.COMPLETED:
-            return self.verdict(0.0, cause=f"not_completed:{outcome.label}")
+        if undone := unanswered(trajectory.outcome):
+            return self.verdict(undone[0], cause=undone[1])
         points = self.points(task, trajectory, Story.of(trajectory))
         missed = [name for name, share in points.items() if share < 1.0]
         return self.verdict(sum(points.values()) / len(points), evidence={"missed": missed} if missed else {})

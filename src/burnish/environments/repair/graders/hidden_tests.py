@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.core.grade import Grade
-from burnish.core.outcome import Ending
+from burnish.core.grade import Grade, unanswered
 from burnish.core.sandbox import Rung, Sandbox
 from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
@@ -38,11 +37,8 @@ class HiddenTestsGrader:
 
     async def grade(self, task: Task, trajectory: Trajectory) -> Grade:
         """The verdict.  Raises SandboxError where the sandbox failed."""
-        outcome = trajectory.outcome
-        if not outcome.may_carry_reward:
-            return self._verdict(None, cause=f"excluded:{outcome.label}")
-        if outcome.ending is not Ending.COMPLETED:
-            return self._verdict(0.0, cause=f"not_completed:{outcome.label}")
+        if undone := unanswered(trajectory.outcome):
+            return self._verdict(undone[0], cause=undone[1])
         name, bug = str(task.reference.get("repository", "")), str(task.reference.get("bug", ""))
         if name not in repository_names() or bug not in load_repository(name).bugs:
             return self._verdict(None, cause="task_cannot_be_judged", evidence={"reference": sorted(task.reference)})
