@@ -11,9 +11,7 @@ import pytest
 
 from burnish.core.environment import ScriptedPolicy
 from burnish.core.errors import ToolError
-from burnish.core.outcome import COMPLETED
 from burnish.core.task import Task
-from burnish.core.trajectory import Trajectory
 from burnish.environments.base import expert_policy
 from burnish.environments.shop import Shop, ShopGrader
 from burnish.environments.shop.catalogue import BY_NAME
@@ -23,6 +21,7 @@ from burnish.environments.shop.templates import Slots, Steps, look
 from burnish.rollout.episode import EpisodePlan
 from burnish.rollout.runner import run_scripted
 from burnish.rollout.scripts import best_constant, constant, no_op, random_valid
+from burnish.testing.grader import answered
 
 LEVEL = pytest.mark.parametrize("level", [1, 2, 3])
 SPLIT = pytest.mark.parametrize("split", ["train", "heldout", "unseen"])
@@ -47,19 +46,7 @@ async def play(task: Task, policy: ScriptedPolicy = expert_policy, **options: An
         answer = end.value
     state = await shop.finish(answer)
     await shop.close()
-    trajectory = Trajectory(
-        id="t",
-        task_id=task.id,
-        task_hash=task.content_hash,
-        group_id="g",
-        sample_index=0,
-        seed=0,
-        nodes=(),
-        outcome=COMPLETED,
-        answer=answer,
-        final_state=state,
-    )
-    return ShopGrader().judge(task, trajectory).score, n_calls
+    return ShopGrader().judge(task, answered(task, answer, final_state=state)).score, n_calls
 
 
 def play_all(tasks: list[Task], **options: Any) -> list[tuple[float | None, int]]:

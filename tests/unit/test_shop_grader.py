@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from burnish.core.hashing import canonical_json
 from burnish.core.outcome import COMPLETED, Ending, Limit, Outcome, Owner
 from burnish.core.task import Task
-from burnish.core.trajectory import Trajectory
 from burnish.environments.shop import ShopGrader
 from burnish.environments.shop.database import added, updated
 from burnish.environments.shop.grader import normalised_answer
+from burnish.testing.grader import answered
 
 READ = Task(prompt="What is the price of lamp?", reference={"answer": "47"})
 REPRICED = updated("products", "lamp", {"price": 47}, {"price": 52})
@@ -25,18 +25,7 @@ WRITE = Task(prompt="Do both.", reference={"changes": [REPRICED, REFUNDED]})
 
 def grade(task: Task, answer: str = "done", changes: Any = (), outcome: Outcome = COMPLETED) -> Any:
     state = {} if changes is None else {"changes": changes if isinstance(changes, str) else list(changes)}
-    trajectory = Trajectory(
-        id="t",
-        task_id=task.id,
-        task_hash=task.content_hash,
-        group_id="g",
-        sample_index=0,
-        seed=0,
-        nodes=(),
-        outcome=outcome,
-        answer=answer,
-        final_state=state,
-    )
+    trajectory = answered(task, answer, outcome=outcome, final_state=state)
     result = asyncio.run(ShopGrader().grade(task, trajectory))
     canonical_json(result.evidence)
     return result

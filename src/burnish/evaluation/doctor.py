@@ -17,17 +17,15 @@ import numpy as np
 
 from burnish.core.environment import Script, ScriptedPolicy
 from burnish.core.errors import ConfigError
-from burnish.core.grade import Aggregator, Grader
 from burnish.core.hashing import canonical_json
 from burnish.core.sampling import Renderer
-from burnish.core.task import Limits, Task, Taskset
+from burnish.core.task import Task, Taskset
 from burnish.core.trajectory import Trajectory
 from burnish.environments.base import expert_policy
 from burnish.evaluation.exploits import EXPLOITS, surface_problems
 from burnish.evaluation.heldout import SUCCESS_AT
-from burnish.evaluation.probes import Probe, Recorder, first_difference, loop_lag_s, run_probe
+from burnish.evaluation.probes import Probe, Recorder, Scorable, first_difference, loop_lag_s, run_probe
 from burnish.evaluation.schema_lint import is_advice, schema_problems
-from burnish.rollout.runner import MakeEnvironment
 from burnish.rollout.scripts import best_constant, constant, no_op, random_valid
 
 CHANCE_MARGIN = 0.05
@@ -56,21 +54,13 @@ HOSTILE_ANSWERS = (
 """Answers that are never right and that have hung, crashed or fooled graders."""
 
 
-class Subject(Protocol):
+class Subject(Scorable, Protocol):
     """What the doctor examines: an environment with everything around it.  `make` builds a fresh one for a task."""
 
     @property
     def name(self) -> str: ...
     @property
-    def make(self) -> MakeEnvironment: ...
-    @property
     def taskset(self) -> Taskset: ...
-    @property
-    def graders(self) -> Sequence[Grader]: ...
-    @property
-    def aggregator(self) -> Aggregator: ...
-    @property
-    def limits(self) -> Limits: ...
     @property
     def expert(self) -> ScriptedPolicy | None: ...
     @property

@@ -12,13 +12,13 @@ from burnish.core.hashing import derive_seed
 from burnish.core.message import Message, Role, message_to_json
 from burnish.core.task import Task
 from burnish.tasks.lines import Line, read_lines
-from burnish.tasks.taskset import best_constant_share, check_disjoint, check_split, problem_key, split_hash
+from burnish.tasks.taskset import HeldTasks, best_constant_share, check_disjoint, problem_key
 
 _LISTED = 5
 _ROLES = (Role.SYSTEM, Role.USER, Role.ASSISTANT)
 
 
-class JsonlTaskset:
+class JsonlTaskset(HeldTasks):
     """Rows such as `{"prompt": "What is 2 + 2?", "answer": "4"}`, one to a line.
 
     prompt: text, or a list of `{"role": ..., "content": ...}` that ends with the user.  answer: text, a number, or a
@@ -52,20 +52,6 @@ class JsonlTaskset:
             check_disjoint(self.name, train, {"heldout": heldout})
         self._tasks = {"train": train, "heldout": heldout}
         self.chance = best_constant_share([task.reference["answer"] for task in (*train, *heldout)])
-
-    @property
-    def splits(self) -> Sequence[str]:
-        """The names that `tasks` takes."""
-        return tuple(self._tasks)
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The tasks of a split in the order of the file."""
-        check_split(self.name, split, self.splits)
-        return self._tasks[split]
-
-    def content_hash(self, split: str) -> str:
-        """Hash of a split: of its tasks in order (16 hex digits)."""
-        return split_hash(self.tasks(split))
 
     def _load(self, path: Path, max_bad_share: float) -> tuple[Task, ...]:
         tasks: list[Task] = []

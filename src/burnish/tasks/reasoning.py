@@ -12,7 +12,7 @@ from typing import Any
 from burnish.core.errors import ConfigError, TaskError
 from burnish.core.hashing import derive_seed
 from burnish.core.task import Task
-from burnish.tasks.taskset import check_split, split_hash
+from burnish.tasks.taskset import HeldTasks
 
 _SOURCE_TIMEOUT_S = 600.0
 _CHILD = (
@@ -20,7 +20,7 @@ _CHILD = (
 )
 
 
-class ReasoningGymTaskset:
+class ReasoningGymTaskset(HeldTasks):
     """A dataset of reasoning-gym with its own scorer, for the grader "reasoning_gym".
 
     size: tasks in train; heldout_size in heldout (default: a tenth, at least 50).  options go to the dataset, such as
@@ -58,20 +58,6 @@ class ReasoningGymTaskset:
         }
         self.chance: float = made["chance"]
         self.oracle_available = all(entry["answer"] is not None for entry in entries)
-
-    @property
-    def splits(self) -> Sequence[str]:
-        """The names that `tasks` takes."""
-        return tuple(self._tasks)
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The tasks of a split, in the order of the dataset."""
-        check_split(self.name, split, self.splits)
-        return self._tasks[split]
-
-    def content_hash(self, split: str) -> str:
-        """Hash of a split: of its tasks in order (16 hex digits)."""
-        return split_hash(self.tasks(split))
 
     def _task(self, entry: Mapping[str, Any]) -> Task:
         return Task(

@@ -80,6 +80,27 @@ def check_disjoint(name: str, train: Iterable[Task], others: Mapping[str, Iterab
             )
 
 
+class HeldTasks:
+    """The part of a taskset that hands out tasks which are all there: `_tasks`, by split, in their one order."""
+
+    name: str
+    _tasks: Mapping[str, tuple[Task, ...]]
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """The names that `tasks` takes."""
+        return tuple(self._tasks)
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of a split.  Raises TaskError for an unknown one."""
+        check_split(self.name, split, self.splits)
+        return self._tasks[split]
+
+    def content_hash(self, split: str) -> str:
+        """Hash of a split: of its tasks in order (16 hex digits)."""
+        return split_hash(self.tasks(split))
+
+
 class GeneratedTaskset:
     """Tasks made by a function of split and random numbers; made when first asked for, then kept.
 
