@@ -174,20 +174,39 @@ def test_a_growing_share_alone_is_learning_to_use_tools():
     assert decision.values == {"share": 0.3}
 
 
+SOURCES = {"easy": 1.0, "noisy": 1.0}
+
+
+def shares_of(decisions):
+    assert {decision.act for decision in decisions} == {Act.CURRICULUM}
+    return [decision.values["probabilities"]["noisy"] for decision in decisions]
+
+
 def test_the_curriculum_draws_less_from_the_source_whose_samples_count_less():
-    sources = {"easy": 1.0, "noisy": 1.0}
     low = {"health__source_COLON_noisy__ess_token_raw": 0.3}
-    [decision] = Drive(sources=sources).step(alarm("source_noise"), **low)
-    assert decision.act is Act.CURRICULUM
-    assert decision.values["probabilities"] == {"easy": pytest.approx(0.75), "noisy": pytest.approx(0.25)}
-    assert Drive(sources=sources).step(alarm("source_noise")) == ()
+    shares = shares_of(Drive(sources=SOURCES).run(20, alarm("source_noise"), every_step=True, **low))
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] == pytest.approx(0.25, abs=0.03)
+    assert Drive(sources=SOURCES).step(alarm("source_noise")) == ()
     assert Drive().step(alarm("source_noise"), **low) == ()
 
 
 def test_a_source_whose_rewards_turned_noisy_is_drawn_less_though_its_ess_is_fine():
     noisy = {"health__source_COLON_noisy__reward_sd": 0.8}
-    [decision] = Drive(sources={"easy": 1.0, "noisy": 1.0}).step(alarm("source_noise"), **noisy)
-    assert decision.values["probabilities"] == {"easy": pytest.approx(2 / 3), "noisy": pytest.approx(1 / 3)}
+    shares = shares_of(Drive(sources=SOURCES).run(20, alarm("source_noise"), every_step=True, **noisy))
+    assert shares[-1] == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_sources_that_are_equally_noisy_are_not_played_off_against_each_other():
+    """A source has but a few groups in a step: its spread there says little, and the knob must not follow it."""
+    drive, random_ = Drive(sources=SOURCES), random.Random(0)
+    drawn = []
+    for _ in range(60):
+        spreads = {f"health__source_COLON_{name}__reward_sd": random_.choice([0.4, 1.6]) for name in SOURCES}
+        drawn += drive.step(alarm("source_noise"), **spreads)
+    shares = shares_of(drawn)
+    assert 0.25 < min(shares) < max(shares) < 0.75, "single steps alone swing between .2 and .8"
+    assert len(shares) < 30
 
 
 def near_miss_drive():
@@ -288,14 +307,24 @@ def test_rollbacks_are_bounded_never_go_to_the_same_place_twice_and_end_in_a_sto
     assert stops[0].step > rollbacks[-1].step
 
 
-def test_the_learning_rate_is_not_fought_over_while_a_rollback_holds_it():
+def test_a_learning_rate_that_a_rollback_holds_goes_down_and_never_up():
+    """A fault that goes on after the way back asks for less than half the rate before the hold ends."""
     drive = Drive(warm_up=0, rollback_hold_steps=30)
     drive.run(70, heldout=0.6)
     assert acts(damage(drive, 2, alarm("exclusion_rate", onset=45))) == [("rollback", False)]
-    held = drive.run(29, alarm("learning_rate"), every_step=True, heldout=0.6)
-    assert held == []
-    freed = drive.run(10, alarm("learning_rate"), every_step=True, heldout=0.6)
-    assert acts(freed)[:2] == [("learning_rate", True), ("learning_rate", False)]
+    held = drive.run(8, alarm("learning_rate"), every_step=True, heldout=0.6)
+    assert [d.values["factor"] for d in held] == [0.25, 0.125]
+    assert drive.run(20, heldout=0.6) == [], "well long since, but the hold is not over"
+    after = drive.run(12, heldout=0.6)
+    assert acts(after) == [("learning_rate", False), ("learning_rate", True)]
+    assert after[0].values == {"factor": 0.25}, "what the rung asks for by itself"
+
+
+def test_a_hold_that_nobody_goes_below_ends_at_the_recipes_rate():
+    drive = Drive(warm_up=0, rollback_hold_steps=30)
+    drive.run(70, heldout=0.6)
+    damage(drive, 2, alarm("exclusion_rate", onset=45))
+    assert acts(drive.run(40, heldout=0.6)) == [("learning_rate", True)]
 
 
 def test_ess_from_before_a_rollback_opens_nothing_after_it():
@@ -511,23 +540,27 @@ def test_the_order_of_findings_does_not_matter(rows):
 @settings(max_examples=100, deadline=None)
 @given(steps)
 def test_one_rung_at_a_time_and_one_hand_on_each_knob(rows):
-    held, engaged_at, hold_until = {}, [], -1
+    held, engaged_at, hold_until, ceiling = {}, [], -1, 1.0
     for step, decisions in enumerate(feed(Ladder(SPEC), rows)):
         json.dumps([dict(decision.values) for decision in decisions])
-        new = [d for d in decisions if not d.release and d.act not in held]
+        new = [d for d in decisions if not d.release and held.get(d.act) != "ladder"]
         engaged = [d for d in new if d.act is not Act.STOP]
         assert len(engaged) <= 1
         for decision in decisions:
             if decision.release:
                 assert decision.act in held
+                going_back = any(d.act is Act.ROLLBACK for d in decisions)
+                assert decision.act is not Act.LEARNING_RATE or step >= hold_until or going_back
                 del held[decision.act]
             elif decision.act is Act.ROLLBACK:
                 assert set(held) <= {Act.LEARNING_RATE}
                 assert decision.values["checkpoint_step"] < decision.values["onset_step"]
                 held[Act.LEARNING_RATE] = "rollback"
                 hold_until = step + SPEC.rollback_hold_steps
+                ceiling = decision.values["knobs"]["learning_rate"]
             elif decision.act is not Act.STOP:
-                assert decision.act is not Act.LEARNING_RATE or step >= hold_until
+                if decision.act is Act.LEARNING_RATE and step < hold_until:
+                    assert decision.values["factor"] <= max(ceiling, SPEC.learning_rate_floor)
                 held[decision.act] = "ladder"
         engaged_at += [step] * bool(engaged)
     assert all(later - earlier >= SPEC.cooldown_steps for earlier, later in itertools.pairwise(engaged_at))

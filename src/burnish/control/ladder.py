@@ -30,12 +30,13 @@ from burnish.control.outcome import OutcomeContrast, OutcomeWatch
 from burnish.control.rollback import CheckpointMark, choose_checkpoint
 from burnish.control.rungs import GENTLE, ROUTES, NearMisses, Rung
 from burnish.control.spec import LADDER, LadderSpec
-from burnish.control.view import DRIFT, ESS, SHARE, Grip, Proposal, View
+from burnish.control.view import DRIFT, ESS, SHARE, SOURCE_ESS, SOURCE_SPREAD, Grip, Proposal, View
 from burnish.core.finding import Act, Decision, Finding
 
-_STATE_VERSION = 1
-_ESS_SMOOTHING = 0.3
-"""Weight of the newest ESS in its running mean, about five steps of memory: one odd batch moves no knob far."""
+_STATE_VERSION = 2
+_SMOOTHING = 0.3
+"""Weight of the newest value in the running means that a knob follows, about five steps of memory: one odd batch moves
+none far, and a source has but a few groups in each."""
 
 _HISTORY_STEPS = 256
 _MOST_BACKOFF = 16
@@ -73,9 +74,11 @@ class Ladder:
         self._drift = History(_HISTORY_STEPS)
         self._share = History(_HISTORY_STEPS)
         self._ess: float | None = None
+        self._sources: dict[str, float] = {}
         self._ess_low = Hysteresis(enter=spec.ess_low, leave=spec.ess_recovered, hold_steps=spec.release_steps)
         self._rollbacks: list[str] = []
         self._held_until = -1
+        self._rate_ceiling = 1.0
         self._stopped = False
 
     @property
@@ -131,9 +134,11 @@ class Ladder:
             "drift": self._drift.state(),
             "share": self._share.state(),
             "ess": self._ess,
+            "sources": dict(self._sources),
             "ess_low": self._ess_low.state(),
             "rollbacks": list(self._rollbacks),
             "held_until": self._held_until,
+            "rate_ceiling": self._rate_ceiling,
             "stopped": self._stopped,
         }
 
@@ -155,9 +160,11 @@ class Ladder:
         ladder._drift.load(state["drift"])
         ladder._share.load(state["share"])
         ladder._ess = state["ess"]
+        ladder._sources = {str(name): float(value) for name, value in state["sources"].items()}
         ladder._ess_low.load(state["ess_low"])
         ladder._rollbacks = [str(name) for name in state["rollbacks"]]
         ladder._held_until = int(state["held_until"])
+        ladder._rate_ceiling = float(state["rate_ceiling"])
         ladder._stopped = bool(state["stopped"])
         return ladder
 
@@ -186,15 +193,22 @@ class Ladder:
             outcome=self._outcome,
             ess_is_low=False,
             ess=None,
+            sources=self._sources,
+            rate_ceiling=self._rate_ceiling,
             baselines=self._baselines,
             drift=self._drift,
             share=self._share,
             checkpoints=checkpoints,
             reservoir_groups=reservoir_groups,
         )
+        for source in self.spec.sources:
+            for name in (SOURCE_ESS.format(source=source), SOURCE_SPREAD.format(source=source)):
+                value = view.scalar(name)
+                if value is not None:
+                    self._sources[name] = _smoothed(self._sources.get(name), value)
         ess = view.scalar(ESS)
         if ess is not None:
-            self._ess = ess if self._ess is None else self._ess + _ESS_SMOOTHING * (ess - self._ess)
+            self._ess = _smoothed(self._ess, ess)
             self._ess_low.update(self._ess)
         return replace(view, ess=self._ess, ess_is_low=self._ess_low.on)
 
@@ -262,10 +276,12 @@ class Ladder:
         decision = self._decision(view, Act.ROLLBACK, values, reason, tuple(cause.monitors))
         self._rollbacks.append(mark.name)
         self._held_until = self._tick + self.spec.rollback_hold_steps
+        self._rate_ceiling = factor
         self._changed_tick = self._tick
         self._conditions.clear()
         self._outcome.restart()
         self._ess = None
+        self._sources = {}
         self._ess_low.restart()
         return (*released, decision)
 
@@ -287,12 +303,15 @@ class Ladder:
 
     def _let_go(self, view: View) -> tuple[Decision, ...]:
         if 0 <= self._held_until <= self._tick:
-            self._held_until, self._changed_tick = -1, self._tick
+            self._held_until, self._changed_tick, self._rate_ceiling = -1, self._tick, 1.0
+            if self._grips[Act.LEARNING_RATE].engaged:
+                return ()  # The rung has the knob from here on, and follows its signal from the next call.
             reason = f"{self.spec.rollback_hold_steps} steps have passed since the rollback"
             return (self._decision(view, Act.LEARNING_RATE, {}, reason, (), release=True),)
         for rung in reversed(GENTLE):
             grip = self._grips[rung.act]
-            if not grip.engaged:
+            is_held = rung.act is Act.LEARNING_RATE and self._held_until >= 0
+            if not grip.engaged or is_held:
                 continue
             if isinstance(rung, NearMisses) and self._is_vain(view, rung, grip):
                 grip.barred_until = self._tick + self.spec.memory_steps
@@ -323,8 +342,6 @@ class Ladder:
     def _proposal(self, view: View, act: Act, condition: Condition) -> Proposal | None:
         grip = self._grips[act]
         if act not in self.spec.rungs or grip.engaged or self._tick < grip.barred_until:
-            return None
-        if act is Act.LEARNING_RATE and self._tick < self._held_until:
             return None
         return _RUNGS[act].propose(view, condition)
 
@@ -362,6 +379,10 @@ class Ladder:
             release=release,
             dry_run=self.spec.dry_run,
         )
+
+
+def _smoothed(mean: float | None, value: float) -> float:
+    return value if mean is None else mean + _SMOOTHING * (value - mean)
 
 
 def _onset(condition: Condition) -> int:

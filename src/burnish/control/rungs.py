@@ -74,10 +74,11 @@ class MaskTail:
 class LearningRate:
     """Rung 2.  Gate: normalised ESS is low, or the update itself is too large.  Release: follows the ESS.
 
-        factor = max(floor, min(sqrt(min(ess, 1)), 2^-halvings))
+        factor = max(floor, ceiling * min(sqrt(min(ess, 1)), 2^-halvings))
 
     sqrt: VCPO, arXiv 2602.17616, the variance of an average of n effective samples is 1/n.  An update that is too large
     at a healthy ESS (kinds learning_rate and length_blow_up) halves the rate instead, again each time it is found anew.
+    ceiling: what a rollback holds the rate at, else 1.
     """
 
     act = Act.LEARNING_RATE
@@ -114,7 +115,7 @@ class LearningRate:
 
     def _factor(self, view: View, halvings: int) -> float:
         ess = 1.0 if view.ess is None else min(max(view.ess, 0.0), 1.0)
-        return max(view.spec.learning_rate_floor, min(math.sqrt(ess), _HALVED**halvings))
+        return max(view.spec.learning_rate_floor, view.rate_ceiling * min(math.sqrt(ess), _HALVED**halvings))
 
     def _reason(self, view: View, halvings: int, factor: float) -> str:
         ess = "unknown" if view.ess is None else f"{view.ess:.2f}"
@@ -208,7 +209,7 @@ class Curriculum:
     Release: no finding for a while.
 
     Worth of a source: its token ESS, times usual over present spread of its rewards where that has grown (noise in a
-    reward leaves the ESS as it is).  What is made of it: `curriculum.py`.
+    reward leaves the ESS as it is), both as running means.  What is made of it: `curriculum.py`.
     """
 
     act = Act.CURRICULUM
@@ -243,9 +244,9 @@ class Curriculum:
         return source_probabilities(sources, known, floor=view.spec.source_share_floor)
 
     def _worth(self, view: View, source: str) -> float | None:
-        ess = view.scalar(SOURCE_ESS.format(source=source))
+        ess = view.sources.get(SOURCE_ESS.format(source=source))
         name = SOURCE_SPREAD.format(source=source)
-        usual, now = view.baselines.median(name), view.scalar(name)
+        usual, now = view.baselines.median(name), view.sources.get(name)
         calm = min(1.0, usual / now) if usual is not None and now is not None and now > 0.0 else 1.0
         return None if ess is None else max(ess, 0.0) * calm
 

@@ -43,8 +43,10 @@ class View:
     """One call of the ladder, read only.
 
     tick: calls so far.  open: conditions with a finding within `active_steps`; remembered: those of the last
-    `memory_steps` too.  ess: smoothed normalised sequence ESS, None where it was never measured.  drift, share:
-    recent values by step.
+    `memory_steps` too.  ess: smoothed normalised sequence ESS, None where it was never measured.  sources:
+    smoothed ESS and spread of the rewards of each source, by the name of the scalar.  rate_ceiling: the factor on the
+    learning rate that a rollback holds, which rung 2 may go below, 1 where none does.  drift, share: recent values by
+    step.
     """
 
     spec: LadderSpec
@@ -56,6 +58,8 @@ class View:
     outcome: OutcomeWatch
     ess_is_low: bool
     ess: float | None
+    sources: Mapping[str, float]
+    rate_ceiling: float
     baselines: Baselines
     drift: History
     share: History
