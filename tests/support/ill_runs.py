@@ -67,6 +67,7 @@ HEALTHY: Mapping[str, float] = {
     "health/outcome_contrast": 0.35,
     "health/reward_progress_correlation": 0.8,
     "health/success_shortfall": 0.04,
+    "health/setback": 0.02,
     "health/reference_speed": 0.02,
     "grad_norm": 1.2,
     "health/staleness_mean": 1.0,
@@ -165,6 +166,12 @@ FAULTS: Mapping[str, Fault] = {
         cause="entropy_blow_up",
         moves={"all/entropy": 3, "text/entropy": 3, "post_tool/entropy": 3, "success_shortfall": 4},
         monitors=("all/entropy", "success_shortfall"),
+    ),
+    "wear": Fault(
+        cause="unlearning",
+        moves={"setback": 15, "progress_mean": 0.7, "success_mean": 0.6, "reward_mean": 0.6, "tool_error_rate": 2.5,
+               "all/entropy": 1.6, "text/entropy": 1.6, "success_shortfall": 5},
+        monitors=("setback", "success_shortfall"),
     ),
     "surge": Fault(
         cause="post_tool_surge",

@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from ill_runs import DELAY, FAULTS, MONITORS, ONSET, RATE, evaluations, findings_of, ill_run, series
@@ -66,6 +67,21 @@ def test_each_fault_ranks_its_own_cause_first(name: str, seed: int) -> None:
 def test_the_order_of_findings_changes_nothing(name: str) -> None:
     keys = [[(one.cause.key, one.score) for one in diagnosed(name, order=order).hypotheses] for order in (1, -1)]
     assert keys[0] == keys[1]
+
+
+def test_what_was_lost_is_no_cause_where_credit_went_wrong() -> None:
+    """Learning from turned advantages loses what was learnt, too; the cause is what stands before it."""
+    worn = FAULTS["wear"]
+    known = {"step": 64, "onset_step": 61, "false_alarms_per_1000": RATE}
+    credit = Finding(monitor="advantage_agreement", summary="", kind="credit", evidence={"rising": False}, **known)
+    scalars = dict(series(worn))
+    steps = [step for step, _ in scalars["health/setback"]]
+    rng = Random(0)
+    scalars["health/advantage_agreement"] = [
+        (step, (1.0 if step <= ONSET else -1.0) + rng.gauss(0, 0.01)) for step in steps
+    ]
+    found = diagnose(Symptoms(findings=[credit, *findings_of(worn)], scalars=scalars, watched=WATCHED))
+    assert found.hypotheses[0].cause.key == "wrong_credit"
 
 
 def test_the_test_of_the_ranking_would_see_a_wrong_table() -> None:

@@ -75,6 +75,8 @@ _TEXT_ENTROPY = ("health/text/entropy",)
 _VARIANCE = ("ess_sequence_variance_per_token*",)
 _ANY_ENTROPY = ("entropy*", "all/entropy*")
 _LENGTH = ("health/length_mean", "tokens/per_episode")
+_SUCCESS = ("success_drawdown", "success_shortfall")
+_TOOL_ERRORS = ("health/tool_error_rate",)
 
 
 def _tails(*slices: str, ratio: str = "behaviour") -> tuple[str, ...]:
@@ -158,7 +160,7 @@ CAUSES: tuple[Cause, ...] = (
             Sign(monitors=_ESS, direction=-1, weight=1),
             Sign(monitors=_ANY_ENTROPY, direction=-1, weight=1),
             Sign(monitors=_VARIANCE, direction=1, weight=1),
-            Sign(monitors=("success_drawdown", "success_shortfall"), direction=1, weight=1),
+            Sign(monitors=(*_SUCCESS, "setback"), direction=1, weight=1),
         ),
         circumstances=(
             Circumstance(scalars=("grad_norm",), direction=1, weight=1, text="the gradient norm rose"),
@@ -246,7 +248,7 @@ CAUSES: tuple[Cause, ...] = (
         meaning="Good answers get no reward: the grader breaks and its failures count as zero.",
         signs=(
             Sign(monitors=("failed_despite_progress",), kinds=("grader_failure",), direction=1, weight=3),
-            Sign(monitors=("success_drawdown", "success_shortfall"), kinds=("success_drop",), direction=1, weight=2),
+            Sign(monitors=_SUCCESS, direction=1, weight=2),
             Sign(monitors=("excluded_share",), direction=1, weight=2),
             Sign(monitors=("reward_mean", "reward/mean", "success_mean"), direction=-1, weight=2),
             Sign(monitors=("reward_progress_correlation",), direction=-1, weight=1),
@@ -345,10 +347,45 @@ CAUSES: tuple[Cause, ...] = (
         "groups trained on whose rewards are all equal.",
         signs=(
             Sign(monitors=("advantage_agreement",), kinds=("credit",), direction=-1, weight=3),
-            Sign(monitors=("success_drawdown", "success_shortfall"), direction=1, weight=1),
+            Sign(monitors=(*_SUCCESS, "setback"), direction=1, weight=1),
         ),
         look="reward and advantage side by side for one mixed group of a late step",
         advice=(("rl.filter_zero_signal", "on, so that groups without signal are left out"),),
+    ),
+    Cause(
+        key="unlearning",
+        title="the policy loses what it had learnt",
+        meaning="Progress falls, entropy and tool errors rise, and no batch looks wrong: the weights wear off, as "
+        "where they lose digits in a cast or decay too fast.",
+        signs=(
+            Sign(monitors=("setback",), direction=1, weight=3),
+            Sign(monitors=_SUCCESS, kinds=("success_drop",), direction=1, weight=1),
+        ),
+        circumstances=(
+            Circumstance(scalars=_PROGRESS, direction=-1, weight=1, text="episodes get less far"),
+            Circumstance(scalars=_ENTROPY, direction=1, weight=1, text="entropy rose"),
+            Circumstance(scalars=_TOOL_ERRORS, direction=1, weight=1, text="more calls are wrong"),
+            Circumstance(scalars=_TEXT_TAIL, direction=0, weight=1, text="sampler and learner agree as before"),
+            Circumstance(scalars=_TEXT_TAIL, direction=1, weight=-2, text="against it, ratios spread as well"),
+            Circumstance(
+                scalars=("health/advantage_agreement",),
+                direction=-1,
+                weight=-5,
+                text="against it, advantages no longer follow rewards",
+            ),
+            Circumstance(
+                scalars=("health/reward_progress_correlation",),
+                direction=-1,
+                weight=-5,
+                text="against it, rewards no longer follow progress",
+            ),
+        ),
+        look="the norm of the weights, and what is done to them between two steps: casts, merges, decay",
+        advice=(
+            ("model.dtype", "float32 keeps small updates"),
+            ("rl.weight_decay", "0 unless there is a reason"),
+            ("burnish fork RUN", "from a checkpoint before the onset"),
+        ),
     ),
     Cause(
         key="entropy_blow_up",
@@ -356,7 +393,7 @@ CAUSES: tuple[Cause, ...] = (
         meaning="Entropy rose far above where it began, and success does not explain it.",
         signs=(
             Sign(monitors=_ANY_ENTROPY, kinds=("entropy_high",), direction=1, weight=3),
-            Sign(monitors=("success_drawdown", "success_shortfall"), direction=1, weight=1),
+            Sign(monitors=(*_SUCCESS, "setback"), direction=1, weight=1),
         ),
         circumstances=(
             Circumstance(scalars=_TEXT_ENTROPY, direction=0, weight=-2, text="against it, text is as sure as before"),
@@ -413,7 +450,7 @@ CAUSES: tuple[Cause, ...] = (
             Sign(monitors=("tool_error_rate",), kinds=("tool_errors",), direction=1, weight=3),
             Sign(monitors=("retry_rate",), direction=1, weight=2),
             Sign(monitors=("excluded_share",), kinds=("exclusion_rate",), direction=1, weight=2),
-            Sign(monitors=("success_drawdown", "success_shortfall"), direction=1, weight=1),
+            Sign(monitors=(*_SUCCESS, "setback"), direction=1, weight=1),
             Sign(monitors=("post_tool_error/*",), direction=1, weight=1),
         ),
         circumstances=(
