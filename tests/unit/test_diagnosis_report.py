@@ -15,20 +15,22 @@ from synthetic_run import HOSTILE, finished_run
 from burnish.cli import main
 from burnish.control.reservoir import Candidate, Reservoir, ReservoirSpec
 from burnish.core.errors import ConfigError
+from burnish.diagnosis.built_in import policy_of_run
 from burnish.diagnosis.comparison import ALL, compare, regressed
 from burnish.diagnosis.corrections import Correction, append, of_label, read_corrections
 from burnish.diagnosis.diagnose import Engine
 from burnish.diagnosis.formats.chat import write_chat
-from burnish.diagnosis.markdown import markdown
-from burnish.diagnosis.overview import Case, Overview, overview_json
+from burnish.diagnosis.markdown import headline, markdown
+from burnish.diagnosis.overview import Case, Overview, accuracy, overview_json
 from burnish.diagnosis.page import page
 from burnish.diagnosis.pairs import Passing, pair, prefix
 from burnish.diagnosis.record import Call, Item, Record
 from burnish.diagnosis.tags import leaves_loss, near_miss, near_misses, selects, tag_row
 from burnish.diagnosis.taxonomy import Category, Fault
-from burnish.store.overrides import OverrideKind
+from burnish.store.overrides import Override, OverrideKind
 from burnish.store.reader import RunReader
 from burnish.store.rows import RunState
+from burnish.store.writer import RunWriter
 
 ENGINE = Engine()
 
@@ -217,7 +219,10 @@ def test_what_people_say_counts_and_what_was_said_stays(tmp_path: Path, capsys: 
     assert rows[0]["corrected"] == {"label": "2/misinterpretation/", "by": "ben", "reason": "no, here"}
     assert rows[0]["critical_step"] == 4
     assert last["overview"]["categories"] == {"misinterpretation": 1, "invention": 1}
-    assert (last["overview"]["corrected"], last["overview"]["agreed"]) == (1, 0)
+    said = last["overview"]["reviewed"]
+    # Wilson (1927): 0 of 1 and 1 of 1
+    assert (said["n"], said["step"][0], said["category"][0], said["owner"][0]) == (1, 0.0, 0.0, 1.0)
+    assert said["step"][1:] == pytest.approx([0.0, 0.793], abs=0.001)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +244,27 @@ def test_a_wrong_correction_names_its_line(tmp_path: Path, line: str) -> None:
 def test_a_correction_of_no_message_changes_nothing() -> None:
     found = looked(wrong(1), corrections=(of_label("r1", "99/guardrail/user"),))
     assert found.cases[0].critical.index == 4
-    assert found.agreed == 1
+    assert found.cases[0].correction is None
+    assert overview_json(found)["reviewed"] == {"n": 0}, "a word on nothing is no review"
+
+
+def test_reviews_measure_the_diagnosis_by_step_category_and_owner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = ("4/invention/agent", "4//", "2/invention/agent", "4/misinterpretation/user")
+    words = tuple(of_label(f"r{n}", label) for n, label in enumerate(said))
+    found = looked(*(wrong(n) for n in range(6)), corrections=words)
+    shares = {name: row[0] for name, row in accuracy(found).items()}
+    assert (found.reviewed["n"], shares) == (4, {"step": 0.75, "category": 0.75, "owner": 0.75})
+    line = "Of 4 that people looked at, right were: step 75% [30%, 95%], category 75%"
+    assert line in headline(found)
+    assert "people looked at" not in headline(looked(wrong(1)))
+    path, file = write(tmp_path / "a.jsonl", wrong(0)), tmp_path / "words.jsonl"
+    append(file, replace(words[0], by="ann", reason="so it is"))
+    assert main(["diagnose", path, "--corrections", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "people looked at" in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_a_run_keeps_corrections_and_shows_them_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,9 +294,46 @@ def test_a_run_keeps_corrections_and_shows_them_again(tmp_path: Path, capsys: py
     capsys.readouterr()
     assert main(["diagnose", "one", "--json", *root]) == 0
     assert "guardrail" not in json.loads(capsys.readouterr().out.splitlines()[-1])["overview"]["categories"]
-    said = ["--label", "diagnosis=whatever", "--by", "b", "--reason", "y"]
-    assert main(["override", "one", key, *said, *root]) == 0
+    for label, why in (("whatever", "STEP/CATEGORY/OWNER"), ("99/invention/agent", "has messages 1 to")):
+        assert main(["override", "one", key, "--label", f"diagnosis={label}", "--by", "b", "--reason", "y", *root]) == 2
+        assert why in capsys.readouterr().err
+    exported = tmp_path / "exported.jsonl"
+    assert main(["overrides", "one", "--corrections", str(exported), *root]) == 0
+    assert [row.label for row in read_corrections(exported)] == ["2/guardrail/user", "4/invention/agent"]
+    assert main(["overrides", "one", "--corrections", str(exported), *root]) == 1, "nothing is written over"
+    with RunWriter.open(tmp_path / "runs" / "one") as writer:
+        stray = Override(
+            trajectory_id=key, kind=OverrideKind.LABEL, name="diagnosis", label="whatever", person="b", reason="y"
+        )
+        writer.override(stray)
     assert main(["diagnose", "one", *root]) == 0
+
+
+def test_a_run_is_read_with_the_policy_of_its_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished_run(tmp_path / "one", rl_steps=2)
+    run.writer.close()
+    assert policy_of_run(run.folder) == "shop"
+    assert policy_of_run(tmp_path / "none") == ""
+
+    def said(*words: str) -> str:
+        capsys.readouterr()
+        assert main(["diagnose", str(run.folder), "--json", *words]) == 0
+        return capsys.readouterr().out
+
+    assert said() == said("--policy", "shop")
+    assert said() != said("--policy", "none")
+
+
+def test_held_out_episodes_are_diagnosed_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished_run(tmp_path / "one", rl_steps=2)
+    run.writer.close()
+    ids = {}
+    for phase in ("rl", "eval"):
+        capsys.readouterr()
+        assert main(["diagnose", str(run.folder), "--json", "--phase", phase]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()[:-1]]
+        ids[phase] = {row["trajectory_id"].partition("/")[0] for row in rows}
+    assert ids == {"rl": {"rl"}, "eval": {"eval"}}
 
 
 # -- exports ---------------------------------------------------------------------------------------------------------

@@ -165,8 +165,12 @@ def _health(parser: argparse.ArgumentParser) -> None:
 def _diagnose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="FILE|RUN", help="trajectories of any agent, .jsonl or .json, or a run")
     parser.add_argument(
-        "--policy", default="", metavar="FILE", help="rules: .toml, or retail, shop, shop_dialogue, repair"
+        "--policy",
+        default="",
+        metavar="FILE",
+        help="rules: .toml, or retail, shop, shop_dialogue, repair, none (default: of a run's world, else none)",
     )
+    parser.add_argument("--phase", choices=("rl", "eval"), default="rl", help="of a run (default: rl)")
     parser.add_argument("--format", default="", choices=("", *DIAGNOSE_FORMATS), help="(default: seen from the record)")
     parser.add_argument("--no-reference", action="store_true", help="do not look at gold actions")
     parser.add_argument("--all", action="store_true", help="also trajectories that passed")
@@ -229,6 +233,9 @@ def _list_overrides(parser: argparse.ArgumentParser) -> None:
     _run(parser)
     parser.add_argument(
         "--out", default="", metavar="FILE", help="write labelled examples for `burnish judge calibrate`"
+    )
+    parser.add_argument(
+        "--corrections", default="", metavar="FILE", help="write corrected diagnoses for `burnish diagnose`, as JSONL"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,19 +18,20 @@ from rich.table import Table
 
 from burnish.core.errors import BurnishError, ConfigError, StoreError
 from burnish.core.judge import Judge
+from burnish.diagnosis.built_in import engine_of, policy_of_run
 from burnish.diagnosis.comparison import Change, compare, regressed
-from burnish.diagnosis.corrections import LABEL, Correction, last_words, of_label, read_corrections
-from burnish.diagnosis.diagnose import Diagnosis, Engine, diagnosis_json, load_model
+from burnish.diagnosis.corrections import LABEL, Correction, last_words, of_run, read_corrections
+from burnish.diagnosis.diagnose import Diagnosis, Engine, diagnosis_json
 from burnish.diagnosis.formats.atif import write_atif
 from burnish.diagnosis.formats.run import read_run
 from burnish.diagnosis.generated import admit
 from burnish.diagnosis.judge import judged
-from burnish.diagnosis.markdown import compared, markdown, slice_rows
+from burnish.diagnosis.markdown import compared, markdown, reviewed_line, slice_rows
 from burnish.diagnosis.overview import Case, Overview, overview_json
 from burnish.diagnosis.page import page
 from burnish.diagnosis.pairs import Passing, exported
 from burnish.diagnosis.plain import RecordError, parse_json
-from burnish.diagnosis.policy import NO_POLICY, Policy, load_policy
+from burnish.diagnosis.policy import Policy
 from burnish.diagnosis.reading import BadRecord, read_records
 from burnish.diagnosis.record import Record
 from burnish.diagnosis.tags import selects, tag_row
@@ -44,10 +45,6 @@ WIDTH = 80
 SHOWN = 20
 SHOWN_CLUSTERS = 8
 SHOWN_SLICES = 12
-BUILT_IN = Path(__file__).resolve().parents[1] / "diagnosis"
-WEIGHTS = {"": "weights.json", "retail": "weights.json", "injected": "weights_injected.json"}
-INJECTED = ("shop", "shop_dialogue", "repair")
-"""Policies of worlds on whose runs the weights "injected" were fitted."""
 TAGS_FILE = "diagnosis.jsonl"
 EXIT_REGRESSED = 4
 
@@ -71,7 +68,7 @@ def diagnose(arguments: argparse.Namespace, console: Console) -> int:
 
     1 where no record could be read, `EXIT_REGRESSED` where a comparison shows that something became worse.
     """
-    engine = Engine(policy=_policy(arguments.policy), model=load_model(_weights(arguments)))
+    engine = engine_of(arguments.policy or _own_policy(arguments), arguments.weights)
     _check(arguments)
     if arguments.constraints:
         engine.generated = _generated(arguments, engine.policy, console)
@@ -208,21 +205,13 @@ def _changes(arguments: argparse.Namespace, engine: Engine, overview: Overview) 
     return compare(overview, before)
 
 
-def _labels(folder: Path) -> Iterator[Correction]:
-    """Corrections that a run holds; a label that says none stays in the run, where nothing is ever taken out."""
-    for row in RunReader(folder).overrides():
-        if row.kind is OverrideKind.LABEL and row.name == LABEL:
-            with suppress(ConfigError):
-                yield of_label(row.trajectory_id, row.label, row.person, row.reason)
-
-
 def _corrections(arguments: argparse.Namespace) -> dict[str, Correction]:
     """The last word of people on each trajectory: of the file, which a run keeps from then on, and of the run."""
     given = list(read_corrections(Path(arguments.corrections))) if arguments.corrections else []
     if Path(arguments.path).is_file():
         return last_words(given)
     folder = _folder(arguments)
-    known = list(_labels(folder))
+    known = list(of_run(RunReader(folder)))
     new = [row for row in given if row not in known]
     if new:
         with RunWriter.open(folder) as writer:
@@ -240,16 +229,11 @@ def _corrections(arguments: argparse.Namespace) -> dict[str, Correction]:
     return last_words([*known, *new])
 
 
-def _policy(name: str) -> Policy:
-    if not name:
-        return NO_POLICY
-    built_in = BUILT_IN / "policies" / f"{name}.toml"
-    return load_policy(built_in if name.isidentifier() and built_in.exists() else Path(name))
-
-
-def _weights(arguments: argparse.Namespace) -> Path:
-    name: str = arguments.weights or ("injected" if arguments.policy in INJECTED else "")
-    return BUILT_IN / WEIGHTS[name] if name in WEIGHTS else Path(name)
+def _own_policy(arguments: argparse.Namespace) -> str:
+    """The policy of the world that a run was in; "" for a file, or where the run does not say."""
+    if Path(arguments.path).is_file():
+        return ""
+    return policy_of_run(_folder(arguments))
 
 
 def _generated(arguments: argparse.Namespace, policy: Policy, console: Console) -> Any:
@@ -284,7 +268,7 @@ def _records(arguments: argparse.Namespace) -> Iterator[Record | BadRecord]:
     path = Path(arguments.path)
     if path.is_file():
         return read_records(path, arguments.format)
-    return read_run(_folder(arguments))
+    return read_run(_folder(arguments), arguments.phase)
 
 
 def _opened(name: str) -> TextIO:
@@ -325,6 +309,8 @@ def _report(
         f"{overview.unknown} without (don't know), {overview.bad} bad records",
         highlight=False,
     )
+    if overview.reviewed:
+        console.print(reviewed_line(overview), highlight=False)
     for bad in found.bad_shown:
         console.print(f"{bad.path}:{bad.line}: {bad.why}", markup=False, highlight=False, soft_wrap=True)
     if changes and regressed(changes):

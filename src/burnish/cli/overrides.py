@@ -12,7 +12,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from burnish.core.errors import ConfigError
+from burnish.core.errors import ConfigError, StoreError
+from burnish.diagnosis.corrections import LABEL as DIAGNOSIS
+from burnish.diagnosis.corrections import append, names_message, of_label, of_run
+from burnish.diagnosis.formats.run import record_of
 from burnish.reports.overrides import labelled, override_view, reviewed
 from burnish.store.overrides import Override, OverrideKind
 from burnish.store.reader import RunReader
@@ -64,6 +67,8 @@ def list_overrides(arguments: argparse.Namespace, console: Console) -> int:
     rows = reader.overrides()
     if arguments.out:
         _write_examples(Path(arguments.out), reader, rows)
+    if arguments.corrections:
+        _write_corrections(Path(arguments.corrections), reader)
     if arguments.json:
         print(json.dumps(override_view(rows) | {"run": folder.name}))
         return 0
@@ -89,6 +94,8 @@ def _row(arguments: argparse.Namespace, stored: StoredTrajectory) -> Override:
         name, sign, value = arguments.label.partition("=")
         if not sign or not name:
             raise ConfigError(f"--label is NAME=VALUE, got {arguments.label!r}")
+        if name == DIAGNOSIS:
+            _check_diagnosis(value, stored)
         return _made(arguments, OverrideKind.LABEL, name, value, None)
     if arguments.score is None:
         raise ConfigError("--score says what it should have been, from 0 to 1")
@@ -101,6 +108,14 @@ def _row(arguments: argparse.Namespace, stored: StoredTrajectory) -> Override:
     if arguments.grade not in scores:
         raise ConfigError(f"{arguments.trajectory} has no grade {arguments.grade!r}; it has {', '.join(scores)}")
     return _made(arguments, OverrideKind.GRADE, arguments.grade, "", scores[arguments.grade])
+
+
+def _check_diagnosis(value: str, stored: StoredTrajectory) -> None:
+    """Raises ConfigError where a corrected diagnosis names no message of the trajectory."""
+    correction = of_label(stored.trajectory.id, value)
+    if not names_message(record_of(stored), correction):
+        count = len(stored.trajectory.messages)
+        raise ConfigError(f"{stored.trajectory.id} has messages 1 to {count}, got {correction.index}")
 
 
 def _made(arguments: argparse.Namespace, kind: OverrideKind, name: str, label: str, before: float | None) -> Override:
@@ -126,3 +141,13 @@ def _write_examples(path: Path, reader: RunReader, rows: list[Override]) -> None
     answers = {key: (trajectory.task_id, trajectory.answer) for key, trajectory in found.items()}
     lines = [json.dumps(case) for case in labelled(rows, answers)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_corrections(path: Path, reader: RunReader) -> None:
+    """A new file, since what people said before must not be written over."""
+    try:
+        path.open("x").close()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error}; name a new file") from error
+    for correction in of_run(reader):
+        append(path, correction)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from burnish.diagnosis.localise import Suspect
 from burnish.diagnosis.plain import RecordError, mapping, name_of, parse_json, whole
 from burnish.diagnosis.record import Record
 from burnish.diagnosis.taxonomy import Category, Fault, category_of, fault_of
+from burnish.store.overrides import OverrideKind
+from burnish.store.reader import RunReader
 
 LABEL = "diagnosis"
 """Name of the label; its value is "STEP/CATEGORY/OWNER", such as "12/misinterpretation/agent"."""
@@ -85,9 +88,22 @@ def _of_row(row: Mapping[str, Any]) -> Correction:
     return of_label(trajectory_id, "/".join(parts), by, name_of(row.get("reason")))
 
 
+def of_run(reader: RunReader) -> Iterator[Correction]:
+    """What people said in a run, in order.  A label that is none stays in the run, where nothing is ever taken out."""
+    for row in reader.overrides():
+        if row.kind is OverrideKind.LABEL and row.name == LABEL:
+            with suppress(ConfigError):
+                yield of_label(row.trajectory_id, row.label, row.person, row.reason)
+
+
 def last_words(rows: Iterable[Correction]) -> dict[str, Correction]:
     """Trajectory id -> its last correction."""
     return {row.trajectory_id: row for row in rows}
+
+
+def names_message(record: Record, correction: Correction) -> bool:
+    """Whether the step is a message of the record."""
+    return any(item.index == correction.index for item in record.items)
 
 
 def corrected(record: Record, suspect: Suspect | None, correction: Correction) -> Suspect | None:

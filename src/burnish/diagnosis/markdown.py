@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from burnish.diagnosis.comparison import Change
-from burnish.diagnosis.overview import PLACES, Overview, over_steps
+from burnish.diagnosis.overview import PLACES, Overview, accuracy, over_steps
 from burnish.diagnosis.timeline import rows_of, why_of
 
 SHOWN_CASES = 20
@@ -71,9 +71,16 @@ def headline(overview: Overview) -> str:
         f"{overview.runs} trajectories: {overview.passed} passed, {overview.accused} with a critical step, "
         f"{overview.unknown} without (don't know); {overview.bad} bad records."
     )
-    if overview.corrected:
-        text += f" People looked at {overview.corrected} and left {overview.agreed} as they were."
-    return text
+    said = reviewed_line(overview)
+    return f"{text} {said}." if said else text
+
+
+def reviewed_line(overview: Overview) -> str:
+    """How often people found the diagnosis right, "" where nobody looked."""
+    shares = ", ".join(
+        f"{name} {share:.0%} [{low:.0%}, {high:.0%}]" for name, (share, low, high) in accuracy(overview).items()
+    )
+    return f"Of {overview.reviewed['n']} that people looked at, right were: {shares}" if shares else ""
 
 
 def heat_rows(overview: Overview) -> list[list[object]]:

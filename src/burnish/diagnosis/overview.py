@@ -10,14 +10,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from burnish.diagnosis.corrections import Correction, corrected
+from burnish.diagnosis.corrections import Correction, corrected, names_message
 from burnish.diagnosis.diagnose import Diagnosis
 from burnish.diagnosis.localise import Suspect
 from burnish.diagnosis.record import Record
 from burnish.diagnosis.taxonomy import Fault
+from burnish.stats.intervals import wilson
 
 PLACES = 10
 """Tenths of a trajectory in the heat map."""
+REVIEWED = ("n", "step", "category", "owner")
+"""Diagnoses that a person looked at, and those of them that were right in each."""
 MAX_CASES = 200
 MAX_EXAMPLES = 5
 MAX_SLICES = 200
@@ -48,7 +51,7 @@ class Overview:
 
     heat: (category, tenth of the trajectory) -> failures.  clusters: (category, owner, cause, tool) -> Cluster.
     slices: (name, value) -> step -> counts of "runs", "failed", each category and owner.  tasks: task id -> counts.
-    corrected, agreed: diagnoses that a person looked at, and those left as they were in step and category.
+    reviewed: what people said of diagnoses; its keys are `REVIEWED`.
     """
 
     name: str = ""
@@ -57,8 +60,7 @@ class Overview:
     accused: int = 0
     unknown: int = 0
     bad: int = 0
-    corrected: int = 0
-    agreed: int = 0
+    reviewed: Counter[str] = field(default_factory=Counter)
     categories: Counter[str] = field(default_factory=Counter)
     owners: Counter[str] = field(default_factory=Counter)
     heat: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -71,10 +73,11 @@ class Overview:
         """Count one trajectory; diagnosis: None for one that passed and was not looked at."""
         self.runs += 1
         critical = diagnosis.critical if diagnosis is not None else None
+        if correction is not None and not names_message(record, correction):
+            correction = None
         if diagnosis is not None and correction is not None:
             critical = corrected(record, critical, correction)
-            self.corrected += 1
-            self.agreed += critical == diagnosis.critical
+            self._review(diagnosis.critical, critical)
         self._count_slices(record, critical)
         self._count_task(record, critical)
         if diagnosis is None or critical is None:
@@ -92,6 +95,13 @@ class Overview:
         cluster.examples += [record.id] if len(cluster.examples) < MAX_EXAMPLES else []
         self.cases += [case] if len(self.cases) < MAX_CASES else []
         return case
+
+    def _review(self, said: Suspect | None, right: Suspect | None) -> None:
+        self.reviewed["n"] += 1
+        if said is not None and right is not None:
+            self.reviewed["step"] += said.position == right.position
+            self.reviewed["category"] += said.category == right.category
+            self.reviewed["owner"] += said.owner == right.owner
 
     def _count_slices(self, record: Record, critical: Suspect | None) -> None:
         step = record.extra.get("step")
@@ -117,6 +127,18 @@ class Overview:
     def ordered_clusters(self) -> list[tuple[tuple[str, str, str, str], Cluster]]:
         """Largest first."""
         return sorted(self.clusters.items(), key=lambda item: (-item[1].count, item[0]))
+
+
+def accuracy(overview: Overview) -> dict[str, tuple[float, float, float]]:
+    """Share of the reviewed diagnoses whose step, category and owner people left as they were, with its 95% Wilson
+    interval; {} where nobody looked.  Of what people chose to look at, not of all failures.
+    """
+    n = overview.reviewed["n"]
+    found: dict[str, tuple[float, float, float]] = {}
+    for name in REVIEWED[1:] if n else ():
+        interval = wilson(overview.reviewed[name], n)
+        found[name] = (overview.reviewed[name] / n, interval.low, interval.high)
+    return found
 
 
 def tenth(position: int, length: int) -> int:
@@ -173,8 +195,7 @@ def overview_json(overview: Overview) -> dict[str, Any]:
         "accused": overview.accused,
         "unknown": overview.unknown,
         "bad": overview.bad,
-        "corrected": overview.corrected,
-        "agreed": overview.agreed,
+        "reviewed": {"n": overview.reviewed["n"], **accuracy(overview)},
         "categories": dict(overview.categories.most_common()),
         "owners": dict(overview.owners.most_common()),
         "heat": {

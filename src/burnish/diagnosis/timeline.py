@@ -6,8 +6,10 @@ import json
 from dataclasses import dataclass
 
 from burnish.diagnosis.constraint import Violation
+from burnish.diagnosis.diagnose import Diagnosis
+from burnish.diagnosis.localise import Suspect
 from burnish.diagnosis.overview import Case
-from burnish.diagnosis.record import Item
+from burnish.diagnosis.record import Item, Record
 
 MAX_TEXT = 600
 MAX_ROWS = 120
@@ -29,25 +31,34 @@ class Row:
 
 
 def rows_of(case: Case) -> list[Row]:
-    """The messages of a trajectory; of a long one those around what was found, at most `MAX_ROWS`."""
-    chances = {s.position: s.p for s in case.diagnosis.suspects[:5]}
+    """The messages of a case as `timeline` gives them."""
+    return timeline(case.record, case.diagnosis, case.critical)
+
+
+def timeline(record: Record, diagnosis: Diagnosis, critical: Suspect | None) -> list[Row]:
+    """The messages of a trajectory; of a long one those around what was found, at most `MAX_ROWS`.
+
+    critical: None where the answer is "don't know".
+    """
+    chances = {s.position: s.p for s in diagnosis.suspects[:5]}
+    at = critical.position if critical is not None else 0
     by_position: dict[int, list[Violation]] = {}
-    for violation in case.diagnosis.log.violations:
+    for violation in diagnosis.log.violations:
         by_position.setdefault(violation.position, []).append(violation)
     rows = [
         Row(
             index=item.index,
             role=item.agent or item.role,
             text=said(item),
-            is_critical=position == case.critical.position,
+            is_critical=critical is not None and position == at,
             p=chances.get(position),
             violations=tuple(by_position.get(position, ())),
         )
-        for position, item in enumerate(case.record.items)
+        for position, item in enumerate(record.items)
     ]
     if len(rows) <= MAX_ROWS:
         return rows
-    first = max(0, min(case.critical.position - MAX_ROWS // 2, len(rows) - MAX_ROWS))
+    first = max(0, min(at - MAX_ROWS // 2, len(rows) - MAX_ROWS))
     return rows[first : first + MAX_ROWS]
 
 
@@ -68,5 +79,10 @@ def said(item: Item) -> str:
 
 
 def why_of(case: Case) -> str:
-    """The first reason for the critical step."""
-    return case.critical.why[0] if case.critical.why else "by its place alone"
+    """The first reason for the critical step of a case."""
+    return why_of_suspect(case.critical)
+
+
+def why_of_suspect(suspect: Suspect) -> str:
+    """The first reason for a suspect."""
+    return suspect.why[0] if suspect.why else "by its place alone"

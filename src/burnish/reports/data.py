@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.reports.cost import CostReadings
+from burnish.reports.failures import Failures
 from burnish.reports.overview import overview
 from burnish.reports.sample import MAX_BYTES, choose_sample
 from burnish.reports.series import Readings
@@ -30,6 +31,7 @@ class RunData:
         self._reader = RunReader(run_dir)
         self._readings, self._costs = Readings(self._reader), CostReadings(self._reader)
         self._tokens = TokenTexts(self._reader.layout.model)
+        self._failures = Failures(self._reader)
         self._lock = threading.Lock()
         self._kept: OrderedDict[object, dict[str, Any]] = OrderedDict()
 
@@ -59,11 +61,13 @@ class RunData:
         return self._once(wanted, self.revision(), lambda: list_trajectories(self._reader, wanted))
 
     def trajectory(self, trajectory_id: str) -> dict[str, Any]:
-        """One trajectory whole, with the texts of its tokens under "texts".  Raises StoreError where there is none."""
+        """One trajectory whole, with the texts of its tokens under "texts" and what went wrong in it under
+        "diagnosis" (None where it passed).  Raises StoreError where there is none."""
 
         def read() -> dict[str, Any]:
             found = read_trajectory(self._reader, trajectory_id)
-            return found | {"texts": self._tokens.texts(token_ids([found]))}
+            texts = self._tokens.texts(token_ids([found]))
+            return found | {"texts": texts, "diagnosis": self._failures.of(trajectory_id)}
 
         return self._once(("trajectory", trajectory_id), self.revision(), read)
 

@@ -31,6 +31,7 @@ SCRIPTS = (
     "health.js",
     "images.js",
     "overrides.js",
+    "diagnosis.js",
     "detail.js",
     "trajectories.js",
     "page.js",

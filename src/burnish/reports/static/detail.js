@@ -24,7 +24,7 @@ const detailView = (() => {
       if (event.target.classList.contains("token") && event.target.title) readout.textContent = event.target.title;
     });
     show();
-    return element("div", { class: "detail" }, head(one, buttons, open), body, readout, verdict(one), overridesView.render(one));
+    return element("div", { class: "detail" }, head(one, buttons, open), body, readout, verdict(one), diagnosisView.render(one), overridesView.render(one));
   }
 
   function head(one, buttons, open) {
@@ -41,7 +41,7 @@ const detailView = (() => {
       ["cost", `${one.action_tokens} tokens sampled in ${one.turns} turns, context of ${one.context_tokens}; ${format.seconds(one.total_s)}, of it ${format.seconds(one.tool_s)} in tools`],
     ];
     return element("article", { class: "card stack" },
-      element("div", { class: "detail-head" }, element("h2", {}, one.id),
+      element("div", { class: "detail-head" }, element("h2", { class: "id" }, one.id),
         element("span", { class: `pill ${theme.fateClass(one.fate)}` }, one.fate),
         element("span", { class: `pill ${theme.outcomeClass(one.outcome)}` }, one.outcome),
         element("span", { class: "switch" }, buttons)),

@@ -19,15 +19,20 @@ const overridesView = (() => {
     if (panel && panel.list.isConnected) fill(panel.list, listed(panel.one));
   }
 
+  /* What was said of one trajectory, oldest first. */
+  function of(id) {
+    return rows.filter((row) => row.trajectory_id === id);
+  }
+
   function render(one) {
     panel = { one, list: element("div", {}, listed(one)) };
-    if (!send && !rows.some((row) => row.trajectory_id === one.id)) return null;
+    if (!send && !of(one.id).length) return null;
     return element("article", { class: "card stack", id: "overrides" }, element("h2", {}, "What people say"),
       panel.list, send ? form(one) : null);
   }
 
   function listed(one) {
-    const own = rows.filter((row) => row.trajectory_id === one.id);
+    const own = of(one.id);
     if (!own.length) return element("p", { class: "muted" }, "Nobody has said otherwise.");
     return dom.table(["what", "before", "now", "by", "reason", "when"], own.map((row) => element("tr", {},
       element("th", { scope: "row" }, `${row.kind} ${row.name}`),
@@ -94,5 +99,5 @@ const overridesView = (() => {
     return [...new Set(flags.map((flag) => flag?.family).filter((family) => typeof family === "string"))];
   }
 
-  return { accept, update, render };
+  return { accept, update, render, of, kept };
 })();

@@ -60,6 +60,7 @@
   function take(newest) {
     view = newest;
     overridesView.update(view);
+    diagnosisView.update();
     TABS.forEach((name) => stale.add(name));
     header();
     show();
@@ -124,7 +125,10 @@
   curvesTab.build(sections.curves);
   healthTab.build(sections.health);
   trajectoriesTab.build(sections.trajectories, source);
-  if (data.token_header) overridesView.accept(tell);
+  if (data.token_header) {
+    overridesView.accept(tell);
+    diagnosisView.accept(tell);
+  }
   window.addEventListener("hashchange", show);
   if (isLive) {
     show();
