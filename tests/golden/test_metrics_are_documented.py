@@ -45,7 +45,8 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     names: set[str] = set()
     for mode in ("sync", "async"):
         folder = tmp_path_factory.mktemp("metrics") / mode
-        start_run(load_recipe("demo", (*SMALL, f"rollout.mode={mode}", "control.mode=act")), folder)
+        words = (*SMALL, f"rollout.mode={mode}", "control.mode=act", "curriculum.draw=diagnosis")
+        start_run(load_recipe("demo", words), folder)
         names |= {name for phase in ("sft", "rl", "eval") for name in RunReader(folder).scalar_names(phase)}
     return names
 
@@ -93,6 +94,8 @@ def plain(names: set[str]) -> set[str]:
 def _plain(name: str) -> str:
     if name.startswith("outcome/"):
         return "outcome/LABEL"
+    if name.startswith("curriculum/"):
+        return "curriculum/KIND"
     if name.startswith("health/"):
         name = re.sub("^health/[^/]+/", "health/SLICE/", name)
         name = re.sub("(/ess_.+)_(proximal|reference)$", r"\1", name)

@@ -10,7 +10,7 @@ trajectory's own.  It is None where the agent is not at fault: nobody can say ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from burnish.diagnosis.diagnose import Engine
@@ -44,19 +44,41 @@ def near_misses(engine: Engine, records: Sequence[Record]) -> dict[str, float]:
 
     For worlds whose graders say nothing of progress: what `control.reservoir.Candidate.progress` takes.
     """
-    passing = [agent_turns(record) for record in records if record.passed]
-    found: dict[str, float] = {}
+    needed = _turns_to_pass(records)
+    measures = {case.record.id: near_miss(case, needed) for case in _failed(engine, records)}
+    return {key: measure for key, measure in measures.items() if measure is not None}
+
+
+FAR = 0.5
+"""What a failure of the agent teaches that went wrong at once; one that came all the way teaches 1."""
+
+
+def lessons(engine: Engine, records: Sequence[Record]) -> tuple[float, int]:
+    """(how much the failures of a group can teach, how many are put down to somebody else than the agent).
+
+    A failure of the agent teaches from `FAR` to 1 with how near it came: one at once and one half way are worth
+    0.5 + 0.75.  A member without a reward is somebody else's; a failure of which nobody can say whose it is is neither.
+    """
+    needed = _turns_to_pass(records)
+    taught, others = 0.0, sum(record.passed is None for record in records)
+    for case in _failed(engine, records):
+        near = near_miss(case, needed)
+        taught += 0.0 if near is None else FAR + (1.0 - FAR) * near
+        others += case.critical.owner not in (Fault.AGENT, Fault.UNKNOWN)
+    return taught, others
+
+
+def _turns_to_pass(records: Sequence[Record]) -> int | None:
+    return min((agent_turns(record) for record in records if record.passed), default=None)
+
+
+def _failed(engine: Engine, records: Sequence[Record]) -> Iterator[Case]:
+    """The failed members of a group that have a critical step."""
     for record in records:
-        if record.passed is not False:
-            continue
-        diagnosis = engine.diagnose(record)
-        if diagnosis.critical is None:
-            continue
-        case = Case(record=record, diagnosis=diagnosis, critical=diagnosis.critical)
-        measure = near_miss(case, min(passing, default=None))
-        if measure is not None:
-            found[record.id] = measure
-    return found
+        if record.passed is False:
+            diagnosis = engine.diagnose(record)
+            if diagnosis.critical is not None:
+                yield Case(record=record, diagnosis=diagnosis, critical=diagnosis.critical)
 
 
 def leaves_loss(record: Record, proven: bool = False) -> bool:

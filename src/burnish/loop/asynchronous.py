@@ -129,7 +129,8 @@ class AsyncRollouts:
         # First of all take note of lost workers: what is started on a new one must not be started again.
         self._take_in(self._session.executor.poll(0.0))
         for _ in range(self._dispatcher.room()):
-            (task,) = self._queue.next(1, step=self._dispatcher.step + 1, knobs=self._session.state.knobs)
+            knobs, kinds = self._session.state.knobs, self._session.oversight.kind_shares
+            (task,) = self._queue.next(1, step=self._dispatcher.step + 1, knobs=knobs, kind_shares=kinds)
             self._order(self._dispatcher.start(task))
             self._dispatched += self._members
 

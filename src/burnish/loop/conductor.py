@@ -272,7 +272,7 @@ def _sft_phase(session: Session, loaded: Checkpoint | None) -> None:
 def _rl_phase(session: Session, loaded: Checkpoint | None) -> None:
     recipe, state = session.recipe, session.state
     tasks = session.world.tasks("train")
-    queue = TaskQueue(tasks, derive_seed(recipe.run.seed, "rl order"))
+    queue = TaskQueue(tasks, derive_seed(recipe.run.seed, "rl order"), recipe.curriculum.tag)
     session.optimizer = Optimizer(session.policy.model, reinforce.optimizer_spec(recipe.rl))
     if state.task_cursor is not None:
         queue.restore(state.task_cursor)

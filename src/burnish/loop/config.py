@@ -251,6 +251,23 @@ class RLSection(Section):
     )
 
 
+class CurriculumSection(Section):
+    """Which kinds of tasks are drawn more often than others."""
+
+    draw: Literal["even", "failures", "diagnosis"] = Field(
+        "even",
+        description="even: all tasks in shuffled epochs; failures: kinds that fail more; diagnosis: kinds whose "
+        "failures are the agent's own, the more the nearer it came, and less where others spoil them (under "
+        "a millisecond for a short failure)",
+    )
+    tag: str = Field("skill", description="the tag of the tasks that tells their kind; 2 to 64 values")
+    floor: float = Field(0.1, gt=0, le=1, description="smallest weight of a kind, as a share of the largest one")
+    memory_steps: float = Field(5.0, gt=0, description="steps after which what was seen counts half")
+    policy: str = Field(
+        "", description="rules for the diagnosis: .toml, or retail, shop, ...; empty: the built-in world's own, or none"
+    )
+
+
 class GradersSection(Section):
     """What the run is judged by, where that is not what the environment brings."""
 
@@ -450,6 +467,7 @@ class Recipe(Section):
     limits: LimitsSection = LimitsSection()
     warm_start: WarmStartSection = WarmStartSection()
     rl: RLSection = RLSection()
+    curriculum: CurriculumSection = CurriculumSection()
     graders: GradersSection = GradersSection()
     staged: StagedSection = StagedSection()
     rollout: RolloutSection = RolloutSection()
@@ -472,6 +490,7 @@ FORKABLE_SECTIONS = (
     "environment",
     "limits",
     "rl",
+    "curriculum",
     "graders",
     "staged",
     "rollout",

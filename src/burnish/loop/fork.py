@@ -144,7 +144,7 @@ def _state(state: LoopState, recipe: Recipe, before: Recipe, keep_baselines: boo
     if keep_baselines:
         state.marks = [Mark(name=checkpoint_name(state), step=state.rl_step, verified=True)]
     else:
-        state.health = state.control = state.normaliser = state.evaluated = None
+        state.health = state.control = state.normaliser = state.teachable = state.evaluated = None
         state.knobs, state.marks = Knobs(), []
         state.first_entropies, state.entropy = [], None
     if recipe.run.seed != before.run.seed:

@@ -21,8 +21,7 @@ from burnish.core.finding import Act, Decision, Finding
 from burnish.core.grade import Aggregator
 from burnish.core.streams import TokenColumns, TokenStream
 from burnish.core.task import Task
-from burnish.diagnosis.diagnose import Engine
-from burnish.diagnosis.formats.run import trajectory_record
+from burnish.diagnosis.built_in import engine_of, policy_of_world
 from burnish.diagnosis.tags import near_misses
 from burnish.health.monitors import default_monitors
 from burnish.health.slices import OTHER, SliceNames
@@ -30,6 +29,7 @@ from burnish.health.sums import HealthSums
 from burnish.health.table import TrajectoryTable
 from burnish.health.watch import Watch, WatchSpec
 from burnish.loop.config import Recipe
+from burnish.loop.curriculum import Curriculum, records_of
 from burnish.loop.grading import integrity_monitors
 from burnish.loop.members import can_be_capped
 from burnish.loop.state import LoopState
@@ -69,7 +69,8 @@ class Observed:
 class Oversight:
     """`oversight.observe(step, seen, scalars, groups)` after every step, then `oversight.carry_out(observed)`.
 
-    names: None where health is off, and control with it.  `remember` writes what must survive into the state.
+    names: None where health is off, and control with it.  curriculum: None where tasks are drawn evenly.  `remember`
+    writes what must survive into the state.
     """
 
     def __init__(self, recipe: Recipe, world: World, state: LoopState) -> None:
@@ -78,10 +79,13 @@ class Oversight:
         self._watch: Watch | None = None
         self._ladder: Ladder | None = None
         self._reservoir: Reservoir | None = None
-        self._engine = Engine()
+        self._engine = engine_of(recipe.curriculum.policy or policy_of_world(recipe.environment.name))
+        self.curriculum: Curriculum | None = None
+        tasks = world.tasks("train") if recipe.health.on or recipe.curriculum.draw != "even" else []
+        if recipe.curriculum.draw != "even":
+            self.curriculum = Curriculum(recipe, tasks, state, self._engine)
         if not recipe.health.on:
             return
-        tasks = world.tasks("train")
         self.names = slice_names(world, tasks)
         self._open_watch(self.names)
         if recipe.control.mode != "off":
@@ -97,6 +101,19 @@ class Oversight:
         stored, settings = self._state.reservoir, self._recipe.control
         spec = ReservoirSpec(capacity=settings.reservoir_groups)
         self._reservoir = Reservoir(spec) if stored is None else Reservoir.restore(spec, stored)
+
+    @property
+    def kind_shares(self) -> dict[str, float]:
+        """Probability of each kind of task in the next step, {} where tasks are drawn evenly."""
+        return {} if self.curriculum is None else self.curriculum.probabilities()
+
+    def learn_kinds(self, groups: Sequence[GroupResult], step: int) -> dict[str, float]:
+        """Tell the curriculum what became of a step's groups; its scalars, {} without one."""
+        if self.curriculum is None:
+            return {}
+        started_s = time.process_time()
+        found = self.curriculum.learn(groups, step)
+        return {**found, "time/curriculum_s": time.process_time() - started_s}
 
     @property
     def acts(self) -> bool:
@@ -178,11 +195,7 @@ class Oversight:
         """How far the failed members came before their critical step, by id, where the recipe asks for a diagnosis."""
         if self._recipe.control.progress_from != "diagnosis":
             return {}
-        records = [
-            trajectory_record(trajectory, reward=reward, step=step)
-            for trajectory, reward in zip(group.trajectories, group.rewards_G, strict=True)
-        ]
-        return near_misses(self._engine, records)
+        return near_misses(self._engine, records_of(group, step))
 
     def carry_out(self, observed: Observed) -> None:
         """Turn the knobs, where control may act.

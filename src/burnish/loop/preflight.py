@@ -8,11 +8,14 @@ from pathlib import Path
 from burnish.algorithms.registry import make_loss
 from burnish.core.errors import ConfigError
 from burnish.core.served import PolicyServer
+from burnish.diagnosis.built_in import engine_of
 from burnish.loop.config import Recipe
+from burnish.loop.curriculum import Curriculum
 from burnish.loop.objective import check_objective
 from burnish.loop.policy import merged_limits, tiny_spec
 from burnish.loop.program import load_program
 from burnish.loop.setup import loss_settings, token_charge
+from burnish.loop.state import LoopState
 from burnish.loop.worlds import World
 from burnish.policies.load import load_config, pick_device, pick_dtype
 from burnish.store.rows import Event
@@ -37,6 +40,9 @@ def check_recipe(recipe: Recipe, world: World) -> None:
         make_loss(setting.name, setting.options)
     _check_token_cost(recipe, world)
     check_objective(recipe)
+    engine = engine_of(recipe.curriculum.policy)
+    if recipe.curriculum.draw != "even":
+        Curriculum(recipe, world.tasks("train"), LoopState(), engine)
     load_program(recipe.environment.program)
     pick_dtype(recipe.model.dtype, pick_device(recipe.model.device))
     if recipe.model.path:

@@ -88,7 +88,9 @@ def rl_step(session: Session, queue: TaskQueue, tasks: Sequence[Task]) -> dict[s
     started = time.perf_counter()
     settings, state = session.recipe.rl, session.state
     step = state.rl_step + 1
-    chosen = [tasks[index] for index in queue.next(settings.groups, step=step, knobs=state.knobs)]
+    kinds = session.oversight.kind_shares
+    indices = queue.next(settings.groups, step=step, knobs=state.knobs, kind_shares=kinds)
+    chosen = [tasks[index] for index in indices]
     plans = [
         one
         for group, task in enumerate(chosen)
@@ -129,6 +131,7 @@ def train_step(session: Session, collected: Collected, started_s: float) -> dict
     learned = time.perf_counter()
     observed = session.oversight.observe(step, seen, scalars, batch.groups)
     scalars |= observed.scalars
+    scalars |= session.oversight.learn_kinds(batch.groups, step)
     scalars |= {
         "time/step_s": time.perf_counter() - started_s,
         "time/rollout_s": collected.wait_s,

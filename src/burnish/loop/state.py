@@ -72,7 +72,8 @@ class LoopState:
     next_group, under_way: the next group of an asynchronous run, and (number, task) of those that had been started and
     not been trained on; a resumed run starts these again.  health, control, reservoir: what `Oversight` goes on from,
     None before its first step.  knobs: what control has turned.  marks: the RL checkpoints so far.
-    normaliser: what the weights of trajectories were learnt from.  evaluated: the newest evaluation, until the next
+    normaliser: what the weights of trajectories were learnt from.  teachable: what the curriculum saw of each kind of
+    task.  evaluated: the newest evaluation, until the next
     step has told control of it.  first_entropies, entropy: nats per trained token in the first steps and in the newest,
     where `rl.entropy_floor` is on.
     """
@@ -96,6 +97,7 @@ class LoopState:
     control: dict[str, Any] | None = None
     reservoir: list[dict[str, Any]] | None = None
     normaliser: dict[str, Any] | None = None
+    teachable: dict[str, Any] | None = None
     first_entropies: list[float] = field(default_factory=list)
     entropy: float | None = None
     knobs: Knobs = field(default_factory=Knobs)
