@@ -124,7 +124,9 @@ def main() -> int:
     folder = options.data / "quick" if options.quick else options.data
     recipe = "demo" if options.quick else "shop2"
     benches = [Bench(folder, seed, workers=options.workers, quick=options.quick) for seed in seeds]
-    runs = {arm: [bench.forked(recipe, arm, words) for bench in benches] for arm, words in ARMS.items()}
+    # the arms of a seed one after the other: what else the machine does falls on all of them
+    made = [{arm: bench.forked(recipe, arm, words) for arm, words in ARMS.items()} for bench in benches]
+    runs = {arm: [of_seed[arm] for of_seed in made] for arm in ARMS}
     figures: dict[str, Any] = {"arms": {arm: [rates(run) for run in found] for arm, found in runs.items()}}
     ratios = [
         b["episodes_per_s"] / a["episodes_per_s"]
