@@ -17,7 +17,7 @@ from burnish.integrations import mlflow as mlflow_export
 from burnish.integrations import trackio as trackio_export
 from burnish.integrations import wandb as wandb_export
 from burnish.integrations.prometheus import exposition
-from burnish.integrations.trackers import TrackedRun, load_tracker, read_tracked
+from burnish.integrations.trackers import TrackedRun, load_tracker, read_tracked, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def test_a_run_is_read_in_the_order_in_which_it_happened(tracked: TrackedRun) ->
     assert [step.step for step in rl] == list(range(1, STEPS + 1))
     assert rl[0].values["rl/health/monitors"] == 24
     assert [one.at_s for one in tracked.steps] == sorted(one.at_s for one in tracked.steps)
-    assert tracked.config["health.false_alarms_per_1000"] == 0.5
-    assert {row[0] for row in tracked.event_rows()} == {"finding", "decision"}
-    first = tracked.event_rows()[0]
+    assert tracked.head.config["health.false_alarms_per_1000"] == 0.5
+    assert {row[0] for row in rows_of(tracked.notes)} == {"finding", "decision"}
+    first = rows_of(tracked.notes)[0]
     assert first[:5] == ["finding", 68, "post_tool/log_ratio_behaviour_p95", "alarm", 61]
 
 
@@ -95,7 +95,7 @@ def test_wandb_gets_an_axis_for_each_phase_and_every_scalar(
     assert ("rl/*", {"step_metric": "rl/step"}) in run.defined
     by_step = {metrics["rl/step"]: metrics for metrics, _ in run.logged if "rl/step" in metrics}
     assert by_step[7]["rl/health/gini_update"] == tracked.steps[6].values["rl/health/gini_update"]
-    assert len(run.logged[-1][0]["findings_and_decisions"].data) == len(tracked.events) == 8
+    assert len(run.logged[-1][0]["findings_and_decisions"].data) == len(tracked.notes) == 8
     assert run.is_finished
 
 
@@ -132,7 +132,8 @@ class FakeMlflow:
     def create_experiment(self, name: str) -> str:
         return "1"
 
-    def create_run(self, experiment_id: str, start_time: int, run_name: str) -> Any:
+    def create_run(self, experiment_id: str, start_time: int, tags: dict[str, str], run_name: str) -> Any:
+        self.tags = tags
         return SimpleNamespace(info=SimpleNamespace(run_id="abc"))
 
     def log_batch(self, run_id: str, metrics: Any = (), params: Any = ()) -> None:
@@ -168,6 +169,7 @@ def test_mlflow_gets_names_that_it_takes_in_batches_that_it_takes(
     assert len(names) == len({name for step in tracked.steps for name in step.values}), "no two became one"
     assert len(client.files["findings_and_decisions.json"]["step"]) == 8
     assert dict(client.params)["rl.loss"] == "grpo"
+    assert client.tags == {}, "an export is a new run each time"
 
 
 def installed(name: str) -> None:

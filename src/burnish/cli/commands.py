@@ -74,43 +74,52 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _train_new(recipe: Recipe, name: str) -> Path:
+    from burnish.cli.following import run_trackers
     from burnish.cli.server import policy_server
     from burnish.loop.conductor import start_run
     from burnish.loop.setup import resolve_workers
 
     recipe = resolve_workers(recipe)
     folder = _new_folder(recipe, name)
+    trackers = run_trackers(recipe, folder)
     _announce(recipe, folder)
     with _watching() as (watch, stop):
         server = policy_server(recipe, folder)
-        _reporting(folder, lambda: start_run(recipe, folder, watch=watch, stop=stop, server=server))
+        _reporting(folder, lambda: start_run(recipe, folder, watch=watch, stop=stop, server=server, trackers=trackers))
     return folder
 
 
 def _resume(arguments: argparse.Namespace) -> int:
+    from burnish.cli.following import run_trackers
     from burnish.cli.server import policy_server
     from burnish.loop.conductor import resume_run
     from burnish.loop.manifest import stored_recipe
 
     folder = find_run(arguments.root, arguments.run)
+    recipe = stored_recipe(folder)
+    trackers = run_trackers(recipe, folder)
     console.print(f"resuming [bold]{folder}[/]")
     with _watching() as (watch, stop):
-        server = policy_server(stored_recipe(folder), folder)
-        _reporting(folder, lambda: resume_run(folder, watch=watch, stop=stop, server=server))
+        server = policy_server(recipe, folder)
+        _reporting(folder, lambda: resume_run(folder, watch=watch, stop=stop, server=server, trackers=trackers))
     _print_outcome(folder)
     return 0
 
 
 def _fork(arguments: argparse.Namespace) -> int:
+    from burnish.cli.following import run_trackers
     from burnish.cli.server import policy_server
+    from burnish.loop.conductor import Outside
     from burnish.loop.fork import fork_run, forked_recipe
     from burnish.loop.setup import resolve_workers
 
     parent = find_run(arguments.root, arguments.run)
     recipe = resolve_workers(forked_recipe(parent, arguments.keys))
     folder = _new_folder(recipe, f"{parent.name}-fork")
+    trackers = run_trackers(recipe, folder)
     _announce(recipe, folder)
     with _watching() as (watch, stop):
+        outside = Outside(watch=watch, stop=stop, server=policy_server(recipe, folder), trackers=trackers)
         _reporting(
             folder,
             lambda: fork_run(
@@ -119,9 +128,7 @@ def _fork(arguments: argparse.Namespace) -> int:
                 folder,
                 checkpoint=arguments.step,
                 keep_baselines=arguments.keep_baselines,
-                watch=watch,
-                stop=stop,
-                server=policy_server(recipe, folder),
+                outside=outside,
             ),
         )
     _print_outcome(folder)

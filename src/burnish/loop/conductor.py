@@ -16,10 +16,12 @@ from burnish.core.finding import Act, Decision
 from burnish.core.hashing import derive_seed
 from burnish.core.served import PolicyServer
 from burnish.core.task import Task
+from burnish.core.tracked import Tracker
 from burnish.evaluation.heldout import Mode
 from burnish.loop import held_out, reinforce, warm_start
 from burnish.loop.asynchronous import open_rollouts
 from burnish.loop.config import Recipe
+from burnish.loop.following import check_trackers
 from burnish.loop.go_back import go_back
 from burnish.loop.grading import open_world
 from burnish.loop.heap import settled_heap
@@ -59,11 +61,15 @@ def never() -> bool:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outside:
     """What a run has to do with beside its folder.  server: samples the policy in place of the workers, as the recipe's
-    section `sampler` says."""
+    section `sampler` says.  trackers: hear of every step, as its section `track` says; closed when the run ends."""
 
     watch: Watcher = silent
     stop: Stop = never
     server: PolicyServer | None = None
+    trackers: Sequence[Tracker] = ()
+
+
+NOBODY = Outside()
 
 
 def start_run(
@@ -73,6 +79,7 @@ def start_run(
     watch: Watcher = silent,
     stop: Stop = never,
     server: PolicyServer | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> None:
     """Create a run in `folder` and train it to the end of its recipe.
 
@@ -84,17 +91,24 @@ def start_run(
     world = open_world(recipe)
     check_recipe(recipe, world)
     check_server(recipe, server)
+    check_trackers(recipe, trackers)
     manifest = make_manifest(recipe, world)
     with RunWriter.create(folder, manifest) as writer, recorded(writer):
         for event in bad_rows(world.problems):
             writer.event(event.kind, event.detail, event.data)
             watch(Progress(phase="prepare", message=event.detail))
         policy = create_policy(recipe, world, writer.layout.model, watch)
-        conduct(recipe, writer, world, policy, LoopState(), None, Outside(watch=watch, stop=stop, server=server))
+        outside = Outside(watch=watch, stop=stop, server=server, trackers=trackers)
+        conduct(recipe, writer, world, policy, LoopState(), None, outside)
 
 
 def resume_run(
-    folder: Path, *, watch: Watcher = silent, stop: Stop = never, server: PolicyServer | None = None
+    folder: Path,
+    *,
+    watch: Watcher = silent,
+    stop: Stop = never,
+    server: PolicyServer | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> None:
     """Go on with a stored run from its newest usable checkpoint, exactly as if it had never stopped.
 
@@ -106,6 +120,7 @@ def resume_run(
             watch(Progress(phase="prepare", message="the run is finished; there is nothing left to do"))
             return
         recipe = stored_recipe(folder)
+        check_trackers(recipe, trackers)
         torch.set_num_threads(recipe.run.threads)
         world = open_world(recipe)
         check_unchanged(folder, world)
@@ -129,7 +144,8 @@ def resume_run(
                     record_checkpoint(writer, state, loaded.ref)
                 policy = reopen_policy(recipe, writer.layout.model, base_weights=True)
             writer.event("resumed", f"from {loaded.ref.name if loaded else 'the start'}")
-            conduct(recipe, writer, world, policy, state, loaded, Outside(watch=watch, stop=stop, server=server))
+            outside = Outside(watch=watch, stop=stop, server=server, trackers=trackers)
+            conduct(recipe, writer, world, policy, state, loaded, outside)
 
 
 def _require_own_checkpoint(folder: Path, loaded: Checkpoint | None) -> None:
@@ -202,14 +218,18 @@ def conduct(
             oversight=Oversight(recipe, world, state),
             watch=watch,
             stop_requested=outside.stop,
+            trackers=outside.trackers,
         )
         try:
             session.calibrate()
             session.sync()
             _phases(session, loaded)
         finally:
-            session.settle()
-            session.tell_notices()
+            try:
+                session.settle()
+                session.tell_notices()
+            finally:
+                session.close_trackers()
 
 
 def _phases(session: Session, loaded: Checkpoint | None) -> None:

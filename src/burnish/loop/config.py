@@ -458,6 +458,16 @@ class StopSection(Section):
     no_signal_groups: int = Field(128, ge=0, description="stop when the first N groups all lack signal; 0: never")
 
 
+class TrackSection(Section):
+    """Trackers of experiments that follow the run; docs/health_reports.md."""
+
+    to: tuple[Literal["wandb", "trackio", "mlflow"], ...] = Field(
+        (),
+        description="send scalars, findings and decisions of every step as it is stored; one that fails stops no run",
+    )
+    project: str = Field("burnish", min_length=1, description="of the tracker")
+
+
 class Recipe(Section):
     """All settings of a run."""
 
@@ -478,6 +488,7 @@ class Recipe(Section):
     stop: StopSection = StopSection()
     health: HealthSection = HealthSection()
     control: ControlSection = ControlSection()
+    track: TrackSection = TrackSection()
 
     @property
     def keeps_reference(self) -> bool:
@@ -501,5 +512,6 @@ FORKABLE_SECTIONS = (
     "stop",
     "health",
     "control",
+    "track",
 )
 """Sections that `fork` may change; the model and the warm start are part of the weights that it starts from."""

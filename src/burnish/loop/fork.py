@@ -9,16 +9,15 @@ from pathlib import Path
 import torch
 
 from burnish.core.errors import ConfigError
-from burnish.core.served import PolicyServer
-from burnish.loop.conductor import Outside, Stop, conduct, never, recorded
+from burnish.loop.conductor import NOBODY, Outside, conduct, recorded
 from burnish.loop.config import FORKABLE_SECTIONS, Recipe
+from burnish.loop.following import check_trackers
 from burnish.loop.grading import open_world
 from burnish.loop.knobs import Knobs
 from burnish.loop.manifest import make_manifest, stored_recipe, tasks_hash
 from burnish.loop.oversight import Oversight
 from burnish.loop.policy import reopen_policy
 from burnish.loop.preflight import check_recipe, check_server
-from burnish.loop.progress import Watcher, silent
 from burnish.loop.recipes import apply_overrides, validate
 from burnish.loop.saving import REFERENCE, checkpoint_name
 from burnish.loop.setup import resolve_workers
@@ -51,9 +50,7 @@ def fork_run(
     *,
     checkpoint: str = "",
     keep_baselines: bool = False,
-    watch: Watcher = silent,
-    stop: Stop = never,
-    server: PolicyServer | None = None,
+    outside: Outside = NOBODY,
 ) -> None:
     """Start a run in `folder` from a checkpoint of `parent` (the newest where none is named), and train it on.
 
@@ -88,7 +85,8 @@ def fork_run(
     torch.set_num_threads(recipe.run.threads)
     world = open_world(recipe)
     check_recipe(recipe, world)
-    check_server(recipe, server)
+    check_server(recipe, outside.server)
+    check_trackers(recipe, outside.trackers)
     if keep_baselines:
         _check_baselines(recipe, world, state)
     if tasks_hash(world, "train") != RunReader(parent).manifest()["environment"]["splits"].get("train"):
@@ -99,7 +97,7 @@ def fork_run(
         _carry_over(layout, writer, loaded, state)
         policy = reopen_policy(recipe, writer.layout.model, base_weights=True)
         writer.event("forked", f"from {parent.name} at {loaded.ref.name}")
-        conduct(recipe, writer, world, policy, state, loaded, Outside(watch=watch, stop=stop, server=server))
+        conduct(recipe, writer, world, policy, state, loaded, outside)
 
 
 def _check_baselines(recipe: Recipe, world: World, state: LoopState) -> None:

@@ -47,7 +47,7 @@ def evaluate_policy(
         for trajectory, given, score in zip(trajectories, grades, scores, strict=True)
     ]
     phase, step = ("rl", state.rl_step) if state.phase == "rl" else ("sft", state.sft_step)
-    session.writer.commit_step(
+    session.store(
         StepRecord(
             phase="eval",
             step=state.evaluations + 1,

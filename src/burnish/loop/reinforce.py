@@ -325,9 +325,7 @@ def _commit_failed(
     event = Event(kind=kind, detail=str(error), data={"trajectory_ids": named})
     scalars["episodes/dropped"] += scalars["episodes/trained"]
     scalars["episodes/trained"] = 0.0
-    session.writer.commit_step(
-        StepRecord(phase="rl", step=step, policy_version=version, rows=rows, scalars=scalars, events=[event])
-    )
+    session.store(StepRecord(phase="rl", step=step, policy_version=version, rows=rows, scalars=scalars, events=[event]))
 
 
 def _account(session: Session, ledger: Ledger, batch: Batch, under_way: int) -> None:

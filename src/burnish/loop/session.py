@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from burnish.core.errors import RunStopped
+from burnish.core.errors import RunStopped, StoreError
 from burnish.core.finding import Decision
 from burnish.core.grade import Grade
 from burnish.core.hashing import derive_seed
 from burnish.core.sampling import SamplingParams
 from burnish.core.task import Task
+from burnish.core.tracked import Tracker
 from burnish.core.trajectory import Node, Trajectory
 from burnish.loop.config import Recipe
 from burnish.loop.executor import Executor, deal
+from burnish.loop.following import tracked
 from burnish.loop.invariants import (
     FLOAT32_TOLERANCE,
     bf16_tolerance,
@@ -50,7 +53,7 @@ class Session:
     own: a shard on the conductor's model, for scores that the shards' samplers are compared with.  canary: prompts
     whose log-probabilities are compared after every weight update.  overlapping: episodes run beside the learner.
     ending: what control decided in the newest step that takes the run out of its course.  proven: an update of this
-    process was seen to reach the samplers.
+    process was seen to reach the samplers.  trackers: hear of every stored step.
     """
 
     recipe: Recipe
@@ -69,6 +72,7 @@ class Session:
     tolerance: float = FLOAT32_TOLERANCE
     ending: Decision | None = None
     proven: bool = False
+    trackers: Sequence[Tracker] = ()
     started_s: float = field(default_factory=time.perf_counter)
 
     @property
@@ -92,8 +96,32 @@ class Session:
             self.watch(Progress(phase="prepare", message=notice))
 
     def commit(self, record: StepRecord) -> None:
-        """Make a step durable, `later`."""
-        self.later(partial(self.writer.commit_step, record))
+        """`store`, `later`."""
+        self.later(partial(self.store, record))
+
+    def store(self, record: StepRecord) -> None:
+        """Make a step durable, and let the trackers hear of it."""
+        self.writer.commit_step(record)
+        if self.trackers:
+            step, notes = tracked(record)
+            for tracker in self.trackers:
+                tracker.take(step, notes)
+            self.tell_troubles()
+
+    def tell_troubles(self) -> None:
+        """Record and report what went wrong with a tracker; the run goes on without it."""
+        for tracker in self.trackers:
+            for trouble in tracker.troubles():
+                self.writer.event("tracker_trouble", trouble)
+                self.watch(Progress(phase="prepare", message=trouble))
+
+    def close_trackers(self) -> None:
+        """The run has ended, in whatever way."""
+        for tracker in self.trackers:
+            tracker.close()
+        # A full disk must not hide why the run ended.
+        with suppress(StoreError):
+            self.tell_troubles()
 
     def later(self, work: Callable[[], object]) -> None:
         """Do `work` beside the next rollouts, in the order in which it was left; now where shards do not wait for the

@@ -66,7 +66,7 @@ def make_demonstrations(session: Session) -> None:
     if not settings.data:
         right = sum(1 for _, grades in kept if is_success(aggregator, grades))
         scalars["demonstrations/correct_share"] = right / len(kept)
-    session.writer.commit_step(StepRecord(phase="sft", step=0, rows=rows, scalars=scalars, events=events))
+    session.store(StepRecord(phase="sft", step=0, rows=rows, scalars=scalars, events=events))
 
 
 def _user_chats(session: Session) -> tuple[list[tuple[Trajectory, tuple[Grade, ...]]], list[Event]]:
@@ -174,7 +174,5 @@ def _commit(session: Session, phase_s: float) -> None:
     pending = state.sft_pending
     means = {key: sum(item[key] for item in pending) / len(pending) for key in pending[-1]}
     means["time/phase_s"] = phase_s
-    session.writer.commit_step(
-        StepRecord(phase="sft", step=state.sft_step, policy_version=state.version, scalars=means)
-    )
+    session.store(StepRecord(phase="sft", step=state.sft_step, policy_version=state.version, scalars=means))
     state.sft_pending = []
