@@ -267,7 +267,7 @@ def test_rollback_goes_to_what_was_verified_before_the_onset_with_knobs_changed(
         "onset_step": 45,
         "group_ids": ["g"],
         "trajectory_ids": ["t"],
-        "knobs": {"learning_rate": 0.5},
+        "knobs": {"learning_rate": 0.25},
     }
     assert acts(drive.run(60, heldout=0.6)) == [("learning_rate", True)]
 
@@ -300,7 +300,7 @@ def test_rollbacks_are_bounded_never_go_to_the_same_place_twice_and_end_in_a_sto
     decisions = damage(drive, 60, alarm("exclusion_rate", onset=45))
     rollbacks = [d for d in decisions if d.act is Act.ROLLBACK]
     assert [d.values["checkpoint"] for d in rollbacks] == ["000040", "000020"]
-    assert [d.values["knobs"]["learning_rate"] for d in rollbacks] == [0.5, 0.25]
+    assert [d.values["knobs"]["learning_rate"] for d in rollbacks] == [0.25, 0.0625]
     stops = [d for d in decisions if d.act is Act.STOP]
     assert len(stops) == 1
     assert stops[0].values == {"checkpoint": True}
@@ -309,7 +309,7 @@ def test_rollbacks_are_bounded_never_go_to_the_same_place_twice_and_end_in_a_sto
 
 def test_a_learning_rate_that_a_rollback_holds_goes_down_and_never_up():
     """A fault that goes on after the way back asks for less than half the rate before the hold ends."""
-    drive = Drive(warm_up=0, rollback_hold_steps=30)
+    drive = Drive(warm_up=0, rollback_hold_steps=30, rollback_learning_rate=0.5)
     drive.run(70, heldout=0.6)
     assert acts(damage(drive, 2, alarm("exclusion_rate", onset=45))) == [("rollback", False)]
     held = drive.run(8, alarm("learning_rate"), every_step=True, heldout=0.6)

@@ -78,7 +78,7 @@ class LadderSpec:
     heldout_margin: float = 0.05
     onset_margin_steps: int = 1
     max_rollbacks: int = 2
-    rollback_learning_rate: float = 0.5
+    rollback_learning_rate: float = 0.25
     rollback_hold_steps: int = 50
     stop_evaluations: int = 3
 

@@ -389,7 +389,7 @@ class ControlSection(Section):
     near_miss_share: float = Field(0.15, gt=0, le=1, description="part of a batch that near-misses may take")
     heldout_margin: float = Field(0.05, gt=0, description="drop of held-out success that counts as damage")
     max_rollbacks: int = Field(2, ge=0)
-    rollback_learning_rate: float = Field(0.5, gt=0, le=1, description="factor on the learning rate after a rollback")
+    rollback_learning_rate: float = Field(0.25, gt=0, le=1, description="factor on the learning rate after a rollback")
     rollback_hold_steps: int = Field(50, ge=1, description="how long it stays")
     stop_evaluations: int = Field(3, ge=1, description="evaluations in a row that must show damage before a stop")
 
