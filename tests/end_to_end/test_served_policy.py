@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from letter_runs import letters_recipe, run_letters, weights
 
 from burnish.core.errors import ConfigError, InvariantViolation
+from burnish.core.message import Message
 from burnish.core.sampling import Sample, SampleRequest
 from burnish.loop.conductor import resume_run, start_run
 from burnish.policies.sampler import EmbeddedSampler
@@ -103,3 +106,101 @@ def test_a_resumed_run_goes_on_with_the_server(tmp_path: Path) -> None:
     resume_run(tmp_path / "run", server=CopyServer())
     whole = run_served(tmp_path / "whole", CopyServer())
     assert tokens(tmp_path / "run") == tokens(whole)
+
+
+# -- the policy as its own judge ---------------------------------------------------------------------------------------
+
+GRAPH = """
+[judges.self]
+use = "policy"
+
+[graders.answer]
+use = "get_reward"
+
+[graders.letters]
+use = "rubric"
+options = { rubric = "letters.toml" }
+judge = "self"
+weight = 0.5
+"""
+RUBRIC = """
+name = "letters"
+
+[judging]
+max_tokens = 48
+attempts = 1
+
+[[criteria]]
+id = "has_w"
+text = "It has a w."
+"""
+
+
+class JudgingServer(CopyServer):
+    """Plays as the policy does, and finds a "w" where it is asked to judge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.judged: list[int] = []
+
+    async def sample(self, requests: Sequence[SampleRequest]) -> Sequence[Sample]:
+        if not requests[0].key.startswith("judge/"):
+            return await super().sample(requests)
+        self.judged.append(self.followed[-1])
+        return [Sample(message=Message.assistant(self._verdicts(request.messages[-1].text))) for request in requests]
+
+    def _verdicts(self, prompt: str) -> str:
+        nonce = re.findall(r"<<<end answer (\w+)>>>", prompt)[0]
+        answer = prompt.partition(f"<<<answer {nonce}>>>\n")[2].partition(f"\n<<<end answer {nonce}")[0]
+        asked = prompt.rpartition("Criteria:\n")[2].split("\n")
+        words = [line.split('"')[1] if "The word" in line else "w" for line in asked]
+        rows = [{"item": n, "quote": "", "reason": "", "value": int(word in answer)} for n, word in enumerate(words, 1)]
+        return json.dumps({"nonce": nonce, "verdicts": rows})
+
+
+def graded_by_itself(tmp_path: Path) -> str:
+    (tmp_path / "letters.toml").write_text(RUBRIC, encoding="utf-8")
+    path = tmp_path / "graders.toml"
+    path.write_text(GRAPH, encoding="utf-8")
+    return f"graders.file={path}"
+
+
+def rubric_grades(folder: Path) -> list[tuple[Any, Any]]:
+    reader = RunReader(folder)
+    rows = [row for info in reader.steps("rl") for row in reader.trajectories("rl", info.step)]
+    return [(row, grade) for row in rows for grade in row.grades if grade.grader == "letters"]
+
+
+def test_the_policy_judges_itself_as_it_is_at_that_step(tmp_path: Path) -> None:
+    server = JudgingServer()
+    words = ("model.tiny.max_positions=8192", graded_by_itself(tmp_path))
+    found = rubric_grades(run_served(tmp_path / "run", server, *words))
+    judged = [(row, grade) for row, grade in found if grade.evidence]
+    assert len(judged) > 10
+    assert {grade.score for _, grade in judged} == {0.0, 1.0}
+    for row, grade in judged:
+        assert grade.score == float("w" in row.trajectory.answer)
+        assert grade.evidence["judges"] == {"policy": f"policy@{row.policy_version}"}
+    assert len({row.policy_version for row, _ in judged}) == 4
+    assert set(server.judged) >= {row.policy_version for row, _ in judged}
+
+
+def test_in_worker_processes_it_is_the_worker_s_own_policy_that_is_asked(tmp_path: Path) -> None:
+    """A model this small answers no question in due form, which is a failed judge and not an absent one."""
+    words = (
+        "run.in_process=false",
+        "model.tiny.max_positions=4096",
+        "rl.steps=1",
+        "stop.max_excluded_share=1",
+        graded_by_itself(tmp_path),
+    )
+    found = rubric_grades(run_letters(tmp_path / "run", *words))
+    causes = {grade.cause for _, grade in found if grade.score is None}
+    assert causes
+    assert causes <= {"judge:malformed", "judge:timeout"}
+
+
+def test_a_question_that_is_too_long_for_the_policy_is_no_verdict(tmp_path: Path) -> None:
+    words = ("run.in_process=true", "rl.steps=1", "stop.max_excluded_share=1", graded_by_itself(tmp_path))
+    found = rubric_grades(run_letters(tmp_path / "run", *words))
+    assert {grade.cause for _, grade in found if grade.score is None} == {"judge:context_too_long"}

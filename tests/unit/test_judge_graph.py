@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,9 +15,13 @@ import pytest
 
 from burnish.core.errors import ConfigError, StoreError
 from burnish.core.grade import Grade
+from burnish.core.message import Message
+from burnish.core.sampling import Sample, SampleRequest
 from burnish.core.task import Task
 from burnish.graders.graph import GraderGraph, load_graph
+from burnish.graders.judge_policy import judging_policy
 from burnish.graders.judge_spec import JudgeSpec, make_judge, replayed
+from burnish.testing.fakes import ScriptedSampler
 from burnish.testing.grader import answered
 
 RUBRIC = """
@@ -119,6 +124,57 @@ def test_several_judges_and_a_budget(graph: Path) -> None:
     assert grade(loaded, "Hello there").cause == "judge:budget_exhausted"
 
 
+def by_policy(graph: Path, more: str = "") -> GraderGraph:
+    """The graph with the policy as its judge."""
+    text = graph.read_text()
+    graph.write_text(f'[judges.first]\nuse = "policy"\n{more}\n' + text[text.index("[graders.polite]") :])
+    return load_graph(graph)
+
+
+def policy_says(version: int, word: str) -> ScriptedSampler:
+    """A policy of that version, which finds what it is asked about where a word stands."""
+
+    def answer(request: SampleRequest) -> Sample:
+        system, prompt = (message.text for message in request.messages)
+        return Sample(message=Message.assistant(verdicts(system, prompt, word)))
+
+    return ScriptedSampler(answer, version=version)
+
+
+def verdicts(system: str, prompt: str, word: str) -> str:
+    nonce = re.search(r"<<<answer (\w+)>>>", prompt)[1]  # type: ignore[index]
+    material, _, listed = prompt.rpartition("\n\nCriteria:\n")
+    rows = []
+    for number, line in enumerate(listed.split("\n"), start=1):
+        is_control = line.startswith(f'{number}. The word "')
+        met = line.split('"')[1] in material if is_control else word in material.lower()
+        rows.append({"item": number, "quote": "", "reason": "", "value": int(met)})
+    return json.dumps({"nonce": nonce, "verdicts": rows})
+
+
+def test_the_policy_judges_where_grading_says_which_it_is(graph: Path) -> None:
+    loaded = by_policy(graph)
+    with judging_policy(policy_says(3, "hello"), None):
+        early = grade(loaded, "Hello there")
+        with judging_policy(policy_says(4, "there"), None):
+            late = grade(loaded, "Hello you")
+    assert (early.score, early.evidence["judges"]) == (1.0, {"policy": "policy@3"})
+    assert (late.score, late.evidence["judges"]) == (0.5, {"policy": "policy@4"})
+    assert early.version == late.version, "one graph all along; who judged stands in the evidence"
+
+
+def test_elsewhere_the_policy_gives_no_score(graph: Path) -> None:
+    """The control: what judged above was what the grading named.  Offline it is the same."""
+    loaded = by_policy(graph)
+    assert (grade(loaded, "Hello").score, grade(loaded, "Hello").cause) == (None, "judge:unavailable")
+    assert grade(load_graph(graph, judges=replayed), "Hello").cause == "judge:unavailable"
+
+
+def test_a_policy_is_not_kept(graph: Path) -> None:
+    with pytest.raises(ConfigError, match="leave its cache out"):
+        by_policy(graph, 'cache = "kept.jsonl"')
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -126,7 +182,7 @@ def test_several_judges_and_a_budget(graph: Path) -> None:
         ('judge = "first"', "", "judges.first is named by no grader"),
         ('cache = "kept.jsonl"', 'cash = "kept.jsonl"', r"unknown key judges.first.cash; did you mean 'cache'\?"),
         ("judge.py:Counting", "judge.py:Couting", r"judges.first: judge.py has no 'Couting'; did you mean 'Counting'"),
-        ("judge.py:Counting", "counting", "use is package.module:attribute"),
+        ("judge.py:Counting", "counting", "use is policy, package.module:attribute"),
         ("judge.py:Counting", "builtins:dict", "gives no judge"),
         ("{ log =", "{ lgo =", r"judges.first: judge.py:Counting cannot be made with options"),
         ('cache = "kept.jsonl"', "offline = true", "offline and has no cache"),

@@ -14,13 +14,15 @@ from burnish.core.judge import Judge
 from burnish.graders.importing import imported
 from burnish.graders.judge_budget import BudgetedJudge, JudgeLedger, JudgePrice
 from burnish.graders.judge_cache import CachedJudge, JudgeCache
+from burnish.graders.judge_policy import OwnPolicyJudge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeSpec:
     """How a judge is made.  `JudgeSpec(use="judge.py:Judge", cache="judge.jsonl")`
 
-    use: "package.module:attribute" or "file.py:attribute", a class or a function that gives a judge from `options`.
+    use: "package.module:attribute" or "file.py:attribute", a class or a function that gives a judge from `options`;
+    "policy" is the policy itself (`OwnPolicyJudge`).
     cache: file of kept replies, "" for none; processes share it.  offline: only ever answer from the cache.  prices: US
     dollars for a million tokens.  max_usd, max_tokens, max_requests: what one process may spend, None for no limit.
     A file's `[judges.NAME]` is read as one.
@@ -39,6 +41,9 @@ class JudgeSpec:
     max_requests: int | None = None
 
 
+POLICY = "policy"
+"""`use` of the judge that is the policy itself."""
+
 MakeJudge = Callable[[JudgeSpec, Path], Judge]
 """Gives the judge of a spec; files that it names are looked for in the folder."""
 
@@ -49,10 +54,12 @@ def make_judge(spec: JudgeSpec, folder: Path) -> Judge:
     Raises ConfigError for what cannot be imported or made, and offline without a cache; StoreError where the cache
     cannot be opened.
     """
-    if ":" not in spec.use:
-        raise ConfigError(f"use is package.module:attribute or file.py:attribute, got {spec.use!r}")
+    if ":" not in spec.use and spec.use != POLICY:
+        raise ConfigError(f"use is {POLICY}, package.module:attribute or file.py:attribute, got {spec.use!r}")
+    if spec.use == POLICY and spec.cache:
+        raise ConfigError("a policy that learns is another judge after each step; leave its cache out")
     try:
-        asked = imported(spec.use, folder)(**spec.options)
+        asked = (OwnPolicyJudge if spec.use == POLICY else imported(spec.use, folder))(**spec.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{spec.use} cannot be made with options {dict(spec.options)}: {error}") from error
     if missing := [name for name in ("name", "version", "judge") if not hasattr(asked, name)]:
@@ -60,7 +67,9 @@ def make_judge(spec: JudgeSpec, folder: Path) -> Judge:
     ledger = JudgeLedger(max_usd=spec.max_usd, max_tokens=spec.max_tokens, max_requests=spec.max_requests)
     price = JudgePrice(prompt_usd=spec.prompt_usd, completion_usd=spec.completion_usd)
     cache = str(folder / spec.cache) if spec.cache else ""
-    return kept(BudgetedJudge(asked, ledger, price), cache, offline=spec.offline)
+    # The policy itself is there in its own run alone, so it is never asked from elsewhere, and has nothing to replay.
+    offline = spec.offline and spec.use != POLICY
+    return kept(BudgetedJudge(asked, ledger, price), cache, offline=offline)
 
 
 def replayed(spec: JudgeSpec, folder: Path) -> Judge:

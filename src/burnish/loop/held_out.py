@@ -64,7 +64,7 @@ def evaluate_policy(
     )
     state.evaluations += 1
     if split == "heldout" and mode.value == recipe.evaluation.quick_mode:
-        state.success = result.rate.share
+        state.success = result.rate.share if result.rate.n else None
         if result.rate.n:
             state.evaluated = Evaluated(step=state.rl_step, success=result.rate.share, episodes=result.rate.n)
     if result.excluded > recipe.stop.max_excluded_share * len(trajectories):

@@ -11,6 +11,7 @@ import copy
 import time
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -26,6 +27,7 @@ from burnish.core.task import Limits
 from burnish.core.trajectory import Node, Trajectory
 from burnish.environments.hosted import HostPool
 from burnish.graders.boundary import grade_trajectories
+from burnish.graders.judge_policy import judging_policy
 from burnish.loop.invariants import audit_tokens, check_round_trip
 from burnish.loop.policy import Policy, control_ids, fit_limits
 from burnish.loop.served import ServedSampler
@@ -244,14 +246,19 @@ class Shard:
 
     async def _graded(self, plans: Sequence[EpisodePlan], trajectories: Sequence[Trajectory], started: float) -> Rolled:
         rolled = time.perf_counter()
-        tasks = [plan.task for plan in plans]
-        grades = await grade_trajectories(tasks, trajectories, self._world.graders, timeout_s=self._grader_timeout_s)
+        tasks, graders = [plan.task for plan in plans], self._world.graders
+        with self.judging():
+            grades = await grade_trajectories(tasks, trajectories, graders, timeout_s=self._grader_timeout_s)
         return Rolled(
             trajectories=tuple(trajectories),
             grades=tuple(tuple(item) for item in grades),
             rollout_s=rolled - started,
             grading_s=time.perf_counter() - rolled,
         )
+
+    def judging(self) -> AbstractContextManager[None]:
+        """Within it graders that ask the policy itself ask this shard's."""
+        return judging_policy(self._sampler, self.policy.renderer)
 
     # -- the asynchronous pool -----------------------------------------------------------------------------------
 

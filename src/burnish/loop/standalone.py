@@ -16,6 +16,7 @@ from burnish.core.sampling import Renderer, Sampler
 from burnish.evaluation.heldout import EvalResult, EvalSpec, evaluate, to_row
 from burnish.evaluation.local import grade_with, rollout_with
 from burnish.graders.graph import for_evaluation
+from burnish.graders.judge_policy import judging_policy
 from burnish.loop.config import Recipe
 from burnish.loop.grading import open_world
 from burnish.loop.manifest import stored_recipe
@@ -123,15 +124,16 @@ def evaluate_subject(subject: Subject, world: World, spec: EvalSpec, tasks: int)
         raise ConfigError(f"{world.name} has no split {spec.split!r}{suggestion(spec.split, splits)}; it has {splits}")
     limits = fit_limits(merged_limits(subject.recipe, world.limits), getattr(subject.sampler, "max_positions", None))
     rollout = rollout_with(subject.sampler, make_environment=world.make, renderer=subject.renderer, limits=limits)
-    return asyncio.run(
-        evaluate(
-            world.tasks(spec.split, tasks),
-            spec,
-            rollout=rollout,
-            grade=grade_with(world.graders, timeout_s=subject.recipe.environment.grader_timeout_s),
-            aggregator=for_evaluation(world.aggregator),
+    with judging_policy(subject.sampler, subject.renderer):
+        return asyncio.run(
+            evaluate(
+                world.tasks(spec.split, tasks),
+                spec,
+                rollout=rollout,
+                grade=grade_with(world.graders, timeout_s=subject.recipe.environment.grader_timeout_s),
+                aggregator=for_evaluation(world.aggregator),
+            )
         )
-    )
 
 
 def write_result(result: EvalResult, path: Path) -> None:
