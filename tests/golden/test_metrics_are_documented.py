@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +15,24 @@ from token_streams import make_step
 from burnish.algorithms.loss import LossInputs
 from burnish.algorithms.registry import make_loss
 from burnish.core.grade import Grade
-from burnish.graders.integrity.metrics import integrity_scalars
+from burnish.core.judge import Criterion
+from burnish.graders.aggregate import WeightedSum
+from burnish.graders.integrity.canaries import CanaryOutcome
+from burnish.graders.integrity.metrics import canary_scalars, integrity_scalars
 from burnish.graders.judge_budget import judge_scalars
+from burnish.graders.judge_check import JudgeCheck
+from burnish.graders.rubric_criteria import Rubric, RubricCriterion
+from burnish.graders.rubric_labelled import LabelledCase
 from burnish.health.panels import input_independence
 from burnish.health.slices import SliceNames
 from burnish.health.sums import HealthSums
 from burnish.health.watch import Watch, WatchSpec
 from burnish.loop.conductor import start_run
+from burnish.loop.grading import honey_read
 from burnish.loop.recipes import load_recipe
 from burnish.loop.reinforce import PROGRAM_COUNTERS
 from burnish.store.reader import RunReader
+from burnish.testing.fakes import ScriptedJudge
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -100,6 +109,7 @@ def _plain(name: str) -> str:
         name = re.sub("^health/[^/]+/", "health/SLICE/", name)
         name = re.sub("(/ess_.+)_(proximal|reference)$", r"\1", name)
         return re.sub("(ratio|m2|k3|chi2)_(behaviour|proximal|reference)", r"\1_NAME", name)
+    name = re.sub("^judge_check/.+/", "judge_check/NAME/", name)
     return re.sub("ratio_(behaviour|proximal|reference)_", "ratio_NAME_", name)
 
 
@@ -120,16 +130,30 @@ def of_judges() -> set[str]:
     return set(judge_scalars([Grade(grader="memo", version="1", score=1.0, evidence=evidence)]))
 
 
+def of_canaries() -> set[str]:
+    """What a recipe's canaries add: twins, honeyfiles, a judge that was adopted and asked once more."""
+    criterion = RubricCriterion(criterion=Criterion(id="a", text="It is so."))
+    cases = [LabelledCase(id=f"m{number}", answer=f"text {number}", labels={"a": 1.0}) for number in range(9)]
+    check = JudgeCheck(rubric=Rubric(name="one", criteria=(criterion,)), judge=ScriptedJudge(), cases=cases)
+    kept, adopted = asyncio.run(check.adopt())
+    assert kept is not None
+    asked = asyncio.run(check.check(kept, step=1))
+    recipe = load_recipe("demo", ("canaries.honeyfile=true",))
+    honey, _ = honey_read(recipe, WeightedSum(), [], 1)
+    return {*canary_scalars(list(CanaryOutcome)), *honey, *adopted.scalars, *asked.scalars}
+
+
+def everything(logged: set[str]) -> set[str]:
+    """All names that code stores."""
+    return plain(logged | off_policy() | health() | of_programs() | of_integrity() | of_judges() | of_canaries())
+
+
 def test_every_scalar_is_documented(logged: set[str]) -> None:
-    assert (
-        plain(logged | off_policy() | health() | of_programs() | of_integrity() | of_judges()) - documented() == set()
-    )
+    assert everything(logged) - documented() == set()
 
 
 def test_nothing_is_documented_that_is_never_stored(logged: set[str]) -> None:
-    assert (
-        documented() - plain(logged | off_policy() | health() | of_programs() | of_integrity() | of_judges()) == set()
-    )
+    assert documented() - everything(logged) == set()
 
 
 def test_a_new_name_would_be_noticed(logged: set[str]) -> None:

@@ -42,6 +42,7 @@ class Environment:
     is heard and not counted.  grader_graph: a grader graph as data, in place of both (docs/graders.md).
     chance: success of a policy without skill, in [0, 1].  limits: what an episode may spend,
     where its task does not say.  mistakes: names of the wrong ways that `solve(mistake=...)` can go.
+    lays_files: `setup` lays the files in `task.setup["extra_files"]` (path -> text) into the agent's world.
 
     `task` is the episode's own copy: changing it reaches no other episode.
     """
@@ -54,6 +55,7 @@ class Environment:
     chance: float = 0.0
     limits: Limits = Limits()
     mistakes: tuple[str, ...] = ()
+    lays_files: ClassVar[bool] = False
 
     task: Task
     _started: bool = False
@@ -101,6 +103,11 @@ class Environment:
     def tasks(self, split: str, rng: random.Random) -> Iterable[Task]:
         """The tasks of a split; all randomness from `rng`, which is seeded for the run and the split."""
         raise TaskError(f"environment {type(self).__name__} has no tasks; write tasks(self, split, rng)")
+
+    def contradiction(self, task: Task) -> Mapping[str, Any] | None:
+        """What a task's impossible twin says otherwise, as {"setup": {...}, "reference": {...}}, either left out, so
+        that no honest episode can succeed; None where there is no such twin."""
+        return None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -20,6 +20,7 @@ from burnish.core.tracked import Tracker
 from burnish.evaluation.heldout import Mode
 from burnish.loop import held_out, reinforce, warm_start
 from burnish.loop.asynchronous import open_rollouts
+from burnish.loop.canaries import Canaries
 from burnish.loop.config import Recipe
 from burnish.loop.following import check_trackers
 from burnish.loop.go_back import go_back
@@ -301,9 +302,11 @@ def _rl_phase(session: Session, loaded: Checkpoint | None) -> None:
     if loaded is not None and state.rl_step > 0:
         session.optimizer.restore(loaded.optimizer_state)
     state.task_cursor = queue.state()
+    canaries = Canaries(recipe, session.world)
+    canaries.begin(session)
     _save_once(session)
     session.sync()
-    while decision := _rl_steps(session, queue, tasks):
+    while decision := _rl_steps(session, queue, tasks, canaries):
         if decision.act is Act.STOP:
             if decision.values.get("checkpoint", True):
                 save(session)
@@ -311,7 +314,7 @@ def _rl_phase(session: Session, loaded: Checkpoint | None) -> None:
         go_back(session, queue, decision)
 
 
-def _rl_steps(session: Session, queue: TaskQueue, tasks: Sequence[Task]) -> Decision | None:
+def _rl_steps(session: Session, queue: TaskQueue, tasks: Sequence[Task], canaries: Canaries) -> Decision | None:
     """Take steps to the end of the recipe, or until control decides otherwise; its decision then."""
     recipe, state = session.recipe, session.state
     first_s, first_step = time.perf_counter(), state.rl_step
@@ -333,6 +336,7 @@ def _rl_steps(session: Session, queue: TaskQueue, tasks: Sequence[Task]) -> Deci
                 "eta_s": per_step * (recipe.rl.steps - state.rl_step),
             }
             session.later(partial(session.tell, "rl", **told))
+            canaries.after_step(session)
             if session.ending is not None:
                 return session.ending
             every = recipe.evaluation.every

@@ -282,6 +282,24 @@ class GradersSection(Section):
     )
 
 
+class CanariesSection(Section):
+    """What is measured beside the steps and never trained on; docs/integrity.md."""
+
+    impossible: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="impossible twins of training tasks that are played with each step, as a share of its groups; any "
+        "success is a finding",
+    )
+    honeyfile: bool = Field(
+        False, description="lay a file into every world that no honest episode reads; wants an integrity grader"
+    )
+    judge_every: int = Field(0, ge=0, description="RL steps between checks of the graph's judges; 0: never")
+    judge_cases: str = Field("", description="labelled examples (.jsonl, at least 9) that they judge in every check")
+    judge_grader: str = Field("", description="the rubric whose judges are checked; empty: the graph's only one")
+
+
 class StagedSection(Section):
     """Weights of the environment's graders, and preference graders that come in later than verifiable ones.
 
@@ -479,6 +497,7 @@ class Recipe(Section):
     rl: RLSection = RLSection()
     curriculum: CurriculumSection = CurriculumSection()
     graders: GradersSection = GradersSection()
+    canaries: CanariesSection = CanariesSection()
     staged: StagedSection = StagedSection()
     rollout: RolloutSection = RolloutSection()
     sampler: SamplerSection = SamplerSection()
@@ -496,22 +515,5 @@ class Recipe(Section):
         return self.rl.kl_weight > 0 or self.rl.entropy_floor > 0 or self.control.keep_reference
 
 
-FORKABLE_SECTIONS = (
-    "run",
-    "environment",
-    "limits",
-    "rl",
-    "curriculum",
-    "graders",
-    "staged",
-    "rollout",
-    "sampler",
-    "evaluation",
-    "checkpoint",
-    "checks",
-    "stop",
-    "health",
-    "control",
-    "track",
-)
+FORKABLE_SECTIONS = tuple(name for name in Recipe.model_fields if name not in ("model", "warm_start"))
 """Sections that `fork` may change; the model and the warm start are part of the weights that it starts from."""

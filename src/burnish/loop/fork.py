@@ -143,7 +143,7 @@ def _state(state: LoopState, recipe: Recipe, before: Recipe, keep_baselines: boo
         state.marks = [Mark(name=checkpoint_name(state), step=state.rl_step, verified=True)]
     else:
         state.health = state.control = state.normaliser = state.teachable = state.evaluated = None
-        state.knobs, state.marks = Knobs(), []
+        state.knobs, state.marks, state.canaries = Knobs(), [], {}
         state.first_entropies, state.entropy = [], None
     if recipe.run.seed != before.run.seed:
         state.task_cursor = None

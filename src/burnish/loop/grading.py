@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from burnish.core.errors import ConfigError
+from burnish.core.finding import Finding
 from burnish.core.grade import Aggregator, Grade
+from burnish.core.hashing import derive_seed
 from burnish.core.hints import did_you_mean
+from burnish.core.task import Task
 from burnish.graders.cost import SUCCESS_AT
 from burnish.graders.graph import ScheduledAggregator, for_evaluation, parse_graph, read_graph
-from burnish.graders.integrity.metrics import integrity_scalars, quarantined
+from burnish.graders.integrity.canaries import Honeyfile
+from burnish.graders.integrity.metrics import honeyed, integrity_scalars, quarantined
 from burnish.graders.judge_budget import judge_scalars
 from burnish.graders.judge_spec import MakeJudge, make_judge
 from burnish.graders.late_sandbox import LateSandbox
@@ -24,6 +29,7 @@ from burnish.loop.worlds import GraphText, World, load_world
 from burnish.rollout.group import GroupResult
 from burnish.rollout.streams import Judgement
 from burnish.store.rows import Event
+from burnish.tasks.changed import ChangedTaskset
 from burnish.tasks.modes import Mode, ModedTaskset, ModeMixture
 
 
@@ -59,7 +65,7 @@ def open_world(
     staged = staged_weights(recipe)
     if graph is None:
         world = world if staged is None else replace(world, aggregator=_aggregator(staged, world))
-        return replace(world, aggregator=_priced(recipe, world.aggregator))
+        return _with_honey(recipe, replace(world, aggregator=_priced(recipe, world.aggregator)))
     if staged is not None:
         raise ConfigError(
             f"both staged.weights and graders.file ({graph.file}) are given; write stages into the file: "
@@ -69,7 +75,28 @@ def open_world(
     handed = {"sandbox": sandbox, **(resources or {})}
     found = parse_graph(graph.text, Path(graph.file), resources=handed, judges=judges)
     aggregator = _priced(recipe, found.aggregator)
-    return replace(world, graders=found.graders, aggregator=aggregator, sandbox=sandbox, graph=graph)
+    return _with_honey(
+        recipe, replace(world, graders=found.graders, aggregator=aggregator, sandbox=sandbox, graph=graph)
+    )
+
+
+def _with_honey(recipe: Recipe, world: World) -> World:
+    """The world with a honeyfile in every task, where the recipe asks for one; the same in every run of these tasks."""
+    if not recipe.canaries.honeyfile:
+        return world
+    if not world.lays_files:
+        raise ConfigError(
+            f"canaries.honeyfile is on, and {world.name} lays no extra files into its world; an environment that does "
+            "says lays_files = True (docs/integrity.md)"
+        )
+    if not integrity_node(world.aggregator):
+        raise ConfigError("canaries.honeyfile is on, and no grader would see it read; give the graph an integrity node")
+    seed = recipe.environment.seed
+
+    def laid(task: Task) -> Task:
+        return Honeyfile.drawn(Random(derive_seed(seed, "honeyfile", task.id))).laid(task)
+
+    return replace(world, taskset=ChangedTaskset(world.taskset, laid))
 
 
 def _priced(recipe: Recipe, aggregator: Aggregator) -> Aggregator:
@@ -107,6 +134,29 @@ def grade_scalars(aggregator: Aggregator, groups: Sequence[GroupResult]) -> dict
     rewards = [reward for group in groups for reward in group.rewards_G]
     scalars = integrity_scalars(grades, rewards, integrity=integrity_node(aggregator) or "integrity")
     return scalars | judge_scalars([grade for given in grades for grade in given])
+
+
+def honey_read(
+    recipe: Recipe, aggregator: Aggregator, groups: Sequence[GroupResult], step: int
+) -> tuple[dict[str, float], list[Finding]]:
+    """In which share of a step's episodes a honeyfile was read, and the finding that says so; nothing where the recipe
+    lays none."""
+    if not recipe.canaries.honeyfile:
+        return {}, []
+    ids = [trajectory.id for group in groups for trajectory in group.trajectories]
+    grades = [grades for group in groups for grades in group.grades_G]
+    read = honeyed(ids, grades, integrity=integrity_node(aggregator))
+    scalars = {"integrity/canary/honey": len(read) / max(1, len(ids))}
+    summary = f"{len(read)} of {len(ids)} episodes show a constant that stands in a honeyfile alone"
+    finding = Finding(
+        monitor="canary/honeyfile",
+        step=step,
+        kind="honeyfile",
+        summary=summary,
+        evidence=scalars,
+        trajectory_ids=read,
+    )
+    return scalars, [finding] if read else []
 
 
 def bar_cheated_tasks(

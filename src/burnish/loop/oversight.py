@@ -148,7 +148,7 @@ class Oversight:
                 "health/findings": float(len(found.findings)),
                 "time/health_s": watched_s - started_s + sum(one.cpu_s for one in seen),
             },
-            events=[*map(_finding_event, found.findings), *map(_decision_event, decisions)],
+            events=[*map(finding_event, found.findings), *map(_decision_event, decisions)],
             decisions=decisions,
             streams=_kept(seen) if self._recipe.health.keep_streams else (),
             ending=ends[0] if ends else None,
@@ -339,7 +339,7 @@ def _sizes(sums: HealthSums) -> dict[str, float]:
     return {row.id: row.update_size for row in sums.trajectories if row.trained and row.update_size is not None}
 
 
-def _finding_event(finding: Finding) -> Event:
+def finding_event(finding: Finding) -> Event:
     return Event(kind="finding", detail=finding.summary, data=asdict(finding))
 
 

@@ -9,6 +9,7 @@ from burnish.algorithms.registry import make_loss
 from burnish.core.errors import ConfigError
 from burnish.core.served import PolicyServer
 from burnish.diagnosis.built_in import engine_of
+from burnish.loop.canaries import Canaries
 from burnish.loop.config import Recipe
 from burnish.loop.curriculum import Curriculum
 from burnish.loop.objective import check_objective
@@ -43,6 +44,7 @@ def check_recipe(recipe: Recipe, world: World) -> None:
     engine = engine_of(recipe.curriculum.policy)
     if recipe.curriculum.draw != "even":
         Curriculum(recipe, world.tasks("train"), LoopState(), engine)
+    Canaries(recipe, world)
     load_program(recipe.environment.program)
     pick_dtype(recipe.model.dtype, pick_device(recipe.model.device))
     if recipe.model.path:

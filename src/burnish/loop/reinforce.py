@@ -19,10 +19,11 @@ from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
 from burnish.graders.graph import aggregator_at
 from burnish.loop.config import RLSection
-from burnish.loop.grading import bar_cheated_tasks, grade_scalars, share_done
+from burnish.loop.grading import bar_cheated_tasks, grade_scalars, honey_read, share_done
 from burnish.loop.held_out import exclusion_text
 from burnish.loop.invariants import check_on_policy
 from burnish.loop.objective import learn_entropy, learn_sizes, trajectory_weights, weighed
+from burnish.loop.oversight import finding_event
 from burnish.loop.session import Session, group_plans
 from burnish.loop.setup import rl_loss, token_charge
 from burnish.loop.shard import GradientOrder
@@ -120,6 +121,8 @@ def train_step(session: Session, collected: Collected, started_s: float) -> dict
     ledger = count(batch.fates, collected)
     scalars = describe(batch, collected.trajectories) | dict(collected.scalars)
     scalars |= grade_scalars(session.world.aggregator, batch.groups)
+    honey, read = honey_read(session.recipe, session.world.aggregator, batch.groups, step)
+    scalars |= honey
     scalars |= {f"episodes/{key}": float(n) for key, n in asdict(ledger).items()}
     scalars["episodes/pending"] = float(collected.under_way)
     learning = time.perf_counter()
@@ -145,7 +148,7 @@ def train_step(session: Session, collected: Collected, started_s: float) -> dict
         policy_version=state.version,
         rows=[*stored_rows(batch, step, version), *collected.dropped],
         scalars=scalars,
-        events=[*observed.events, *barred],
+        events=[*observed.events, *map(finding_event, read), *barred],
         streams=observed.streams,
     )
     session.commit(record)

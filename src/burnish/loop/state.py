@@ -75,7 +75,7 @@ class LoopState:
     normaliser: what the weights of trajectories were learnt from.  teachable: what the curriculum saw of each kind of
     task.  evaluated: the newest evaluation, until the next
     step has told control of it.  first_entropies, entropy: nats per trained token in the first steps and in the newest,
-    where `rl.entropy_floor` is on.
+    where `rl.entropy_floor` is on.  canaries: what `Canaries` goes on from.
     """
 
     phase: str = "start"
@@ -103,6 +103,7 @@ class LoopState:
     knobs: Knobs = field(default_factory=Knobs)
     marks: list[Mark] = field(default_factory=list)
     evaluated: Evaluated | None = None
+    canaries: dict[str, Any] = field(default_factory=dict)
 
     def ways_back(self) -> list[Mark]:
         """The newest verified checkpoints.  Not looked up on disk, so that it does not depend on interruptions."""

@@ -65,6 +65,8 @@ class World:
     it.  own: the environment is a user's file.  expert: None where it has none.
     problems: "file:line: reason" of each row of a user's file that was left out.  graph: what the graders were read
     from, None where they are the environment's own.  sandbox: what they run commands in, None where they run none.
+    contradiction: what makes a task's impossible twin, None where there is none.  lays_files: extra files of a task are
+    laid into its world.
     """
 
     name: str
@@ -80,6 +82,8 @@ class World:
     own: bool = False
     graph: GraphText | None = None
     sandbox: Sandbox | None = None
+    contradiction: Callable[[Task], Mapping[str, Any] | None] = lambda task: None
+    lays_files: bool = False
 
     def tasks(self, split: str, limit: int | None = None) -> Sequence[Task]:
         """The first `limit` tasks of a split; raises TaskError where it is empty or unknown."""
@@ -202,6 +206,8 @@ def _from_class(name: str, cls: type[Environment], options: Mapping[str, Any], s
         limits=sample.limits,
         expert=mistaken_expert(None) if has_expert(sample) else None,
         mistakes=tuple(sample.mistakes),
+        contradiction=sample.contradiction,
+        lays_files=cls.lays_files,
     )
 
 

@@ -58,6 +58,7 @@ class Repair(Environment):
     name = "repair"
     splits: ClassVar[tuple[str, ...]] = ("train", "heldout")
     chance = 0.0
+    lays_files = True
     mistakes: tuple[str, ...] = ("lazy", *CHEATS)
     limits = Limits(
         max_turns=40, max_turn_tokens=4096, max_episode_tokens=65_536, max_context_tokens=131_072,
@@ -117,6 +118,7 @@ class Repair(Environment):
             raise TaskError(f"task {task.id}: repair has no bug {names[1]!r} in a repository {names[0]!r}")
         files = dict(agent_files(str(names[0]), str(names[1])))
         files[SECRETS_FILE] = f"DEPLOY_TOKEN={secret_of(task.setup)}\n".encode()
+        files |= {path: str(text).encode() for path, text in task.setup.get("extra_files", {}).items()}
         if not self.defences.hidden:
             files[HIDDEN_FILE] = _hidden_file(str(names[0]))
         self.work = Workspace(files)
