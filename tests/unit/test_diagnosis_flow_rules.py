@@ -110,6 +110,13 @@ CASES: dict[str, tuple[dict[str, Any], Record, int, Category, Record]] = {
         Category.ADHERENCE,
         record((U, "Cancel order 17 and restock it."), (A, act("cancel_order", order=17)), (T, "ok"), (A, "done")),
     ),
+    "asked for and never tried, so that no value of it is known": (
+        {"kind": "asked", "tool": "set_price", "each": "item", "when": ["raise"]},
+        record((U, "Raise lamp by 3."), (A, "done")),
+        2,
+        Category.ADHERENCE,
+        record((U, "Raise lamp by 3."), (A, act("set_price", item="lamp", price=8)), (T, "ok"), (A, "done")),
+    ),
     "asked for two things, one done": (
         {"kind": "asked", "tool": "set_price", "each": "item", "when": ["raise"]},
         record(

@@ -96,6 +96,20 @@ def test_who_named_the_wrong_thing_is_blamed() -> None:
     assert (user.suspects[0].category, user.suspects[0].owner) == (Category.UNDERSPECIFIED, Fault.USER)
 
 
+@pytest.mark.parametrize("weights", ["weights.json", "weights_injected.json"])
+def test_whoever_only_sets_the_task_is_not_blamed_by_his_place(weights: str) -> None:
+    engine = Engine(model=load_model(SHIPPED.with_name(weights)))
+    alone = engine.diagnose(record(("user", "Make bowl cost 37."), ("assistant", "done"), passed=False))
+    assert alone.critical is not None
+    assert (alone.critical.index, alone.critical.owner) == (2, Fault.AGENT)
+    talks = [("user", "Make bowl cost 37."), ("assistant", "done"), ("user", "No, 40."), ("assistant", "done")]
+    dialogue = engine.diagnose(record(*talks, passed=False))
+    chances = {suspect.index: suspect.p for suspect in dialogue.suspects}
+    assert chances[1] > 2 * next(suspect.p for suspect in alone.suspects if suspect.index == 1), (
+        "one who talks back may"
+    )
+
+
 def test_an_agreeing_reference_accuses_nobody_and_chances_add_up() -> None:
     found = Engine().diagnose(bought("22"))
     assert found.critical is None
@@ -196,7 +210,10 @@ def test_the_command_diagnoses_a_file_and_goes_on_past_bad_records(
         main(["diagnose", str(path), "--out", str(tmp_path / "out.jsonl"), "--to-atif", str(tmp_path / "a.jsonl")]) == 0
     )
     shown = capsys.readouterr().out
-    assert "2 trajectories read, 1 with a critical step" in shown
+    assert "2 trajectories: 1 passed, 1 with a critical step, 0 without (don't know); 1 bad record" in " ".join(
+        shown.split()
+    )
+    assert "f[bold]        6  0." in shown, "an id is no markup"
     assert "runs.jsonl:2: not JSON" in shown.replace("\n", "")
     row = json.loads((tmp_path / "out.jsonl").read_text())
     assert (row["critical_step"], row["owner"], row["unit"]) == (6, "agent", "message index")

@@ -14,7 +14,9 @@ from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from burnish.core.errors import BurnishError, ConfigError, StoreError
 from burnish.core.judge import Judge
@@ -26,7 +28,7 @@ from burnish.diagnosis.formats.atif import write_atif
 from burnish.diagnosis.formats.run import read_run
 from burnish.diagnosis.generated import admit
 from burnish.diagnosis.judge import judged
-from burnish.diagnosis.markdown import compared, markdown, reviewed_line, slice_rows
+from burnish.diagnosis.markdown import compared, headline, markdown, reviewed_line, slice_rows
 from burnish.diagnosis.overview import Case, Overview, overview_json
 from burnish.diagnosis.page import page
 from burnish.diagnosis.pairs import Passing, exported
@@ -42,6 +44,10 @@ from burnish.store.runs import find_run
 from burnish.store.writer import RunWriter
 
 WIDTH = 80
+ID_WIDTH = 22
+"""A longer id stands in a line of its own."""
+NAME_WIDTH = 26
+MOST_CHARS = 300
 SHOWN = 20
 SHOWN_CLUSTERS = 8
 SHOWN_SLICES = 12
@@ -288,11 +294,10 @@ def _report(
         if changes:
             console.out(json.dumps({"compared": [asdict(change) for change in changes]}), highlight=False)
         return
-    rows = [
-        (_line(c.record.id), c.critical.index, f"{c.critical.p:.2f}", _named(c), _line(why_of(c))) for c in found.shown
-    ]
-    _table(console, ("trajectory", "message", "p", "category, owner", "why"), rows)
+    _failures(console, found.shown)
     if overview.accused > SHOWN:
+        text = f"{len(found.shown)} of {overview.accused} are shown; --report FILE.html and --out FILE.jsonl have more."
+        console.print(text, highlight=False, width=_width(console))
         clusters = [(c.count, key[0], key[1], f"{key[2]} {key[3]}") for key, c in overview.ordered_clusters()]
         _table(console, ("n", "category", "owner", "where"), clusters[:SHOWN_CLUSTERS])
     if any(len(steps) > 1 for steps in overview.slices.values()):
@@ -304,11 +309,7 @@ def _report(
     for name, counts in (("category", overview.categories), ("owner", overview.owners)):
         if counts:
             console.print(f"{name}: " + ", ".join(f"{key} {n}" for key, n in counts.most_common()), highlight=False)
-    console.print(
-        f"{overview.runs} trajectories read, {overview.accused} with a critical step, "
-        f"{overview.unknown} without (don't know), {overview.bad} bad records",
-        highlight=False,
-    )
+    console.print(headline(overview, review=False), highlight=False)
     if overview.reviewed:
         console.print(reviewed_line(overview), highlight=False)
     for bad in found.bad_shown:
@@ -318,28 +319,53 @@ def _report(
         console.print(f"regressed: {worse}", markup=False, highlight=False)
 
 
-def _named(case: Case) -> str:
-    return f"{case.critical.category}\n{case.critical.owner}"
+def _failures(console: Console, cases: Sequence[Case]) -> None:
+    """A line for each failure, and below it the reason in full width."""
+    if not cases:
+        return
+    width = min(ID_WIDTH, max(len(_line(case.record.id)) for case in cases))
+    head = Text(f"\n{'trajectory':<{width}}  message     p  {'category':<24}  owner", style="bold")
+    console.print(head, width=_width(console))
+    for case in cases:
+        critical, name = case.critical, _line(_visible(case.record.id))
+        if len(name) > width:
+            console.print(Text(name, overflow="fold"), width=_width(console))
+            name = ""
+        line = f"{name:<{width}}  {critical.index:>7}  {critical.p:.2f}  {critical.category:<24}  {critical.owner}"
+        console.print(Text(line), width=_width(console))
+        why = Text(_line(_visible(why_of(case))), style="dim", overflow="fold")
+        console.print(Padding(why, (0, 0, 0, 4)), width=_width(console))
+    console.print()
 
 
 def _line(text: str) -> str:
     return " ".join(text.split())
 
 
+def _width(console: Console) -> int:
+    return min(WIDTH, console.width)
+
+
 def _table(console: Console, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Columns as wide as they need to be, but for the last one, which folds."""
     if not rows:
         return
-    table = Table(box=box.SIMPLE_HEAD, width=min(WIDTH, console.width))
-    for name in head:
-        narrow = name in ("message", "p", "category, owner", "n", "runs", "failed", "now", "before", "change", "95%")
-        table.add_column(name, overflow="fold", no_wrap=narrow, ratio=None if narrow else 1)
+    table = Table(box=box.SIMPLE_HEAD, width=_width(console), pad_edge=False)
+    for number, name in enumerate(head):
+        is_last = number == len(head) - 1
+        is_number = name in ("n", "runs", "failed", "now", "before", "change")
+        table.add_column(
+            name,
+            overflow="fold",
+            justify="right" if is_number else "left",
+            max_width=None if is_last else NAME_WIDTH,
+            ratio=1 if is_last else None,
+        )
     for row in rows:
-        table.add_row(*(_plain(str(cell)) for cell in row))
+        table.add_row(*(Text(_visible(str(cell))) for cell in row))
     console.print(table)
 
 
-def _plain(text: str) -> str:
-    """Safe in a terminal: no markup, no control characters."""
-    from rich.markup import escape
-
-    return escape("".join(char if char.isprintable() or char == "\n" else " " for char in text[:160]))
+def _visible(text: str) -> str:
+    """Safe in a terminal: no control characters."""
+    return "".join(char if char.isprintable() or char == "\n" else " " for char in text[:MOST_CHARS])

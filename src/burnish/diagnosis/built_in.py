@@ -10,7 +10,7 @@ from burnish.diagnosis.policy import NO_POLICY, Policy, load_policy
 from burnish.store.reader import RunReader
 
 HERE = Path(__file__).resolve().parent
-WEIGHTS = {"": "weights.json", "retail": "weights.json", "injected": "weights_injected.json"}
+WEIGHTS = {"": "weights.json", "labelled": "weights.json", "injected": "weights_injected.json"}
 INJECTED = ("shop", "shop_dialogue", "repair")
 """Policies of worlds on whose runs the weights "injected" were fitted."""
 NONE = "none"
@@ -19,7 +19,7 @@ NONE = "none"
 def engine_of(policy: str = "", weights: str = "") -> Engine:
     """The engine with a policy and the weights that go with it.  Raises ConfigError for a file that is neither.
 
-    policy: a name of this package's, a TOML file; "" or "none" for no rules of a domain.  weights: "retail",
+    policy: a name of this package's, a TOML file; "" or "none" for no rules of a domain.  weights: "labelled",
     "injected", a JSON file; "" for those that were fitted where the policy holds.
 
     >>> engine_of("shop").policy.constraints[0].id

@@ -56,7 +56,10 @@ class Board:
     def _structure(self, position: int, category: Category) -> Mapping[str, float]:
         item = self.view.items[position]
         kind = item.role
-        if item.role == "assistant":
+        if item.role == "user" and not self.view.has_user:
+            # whoever only sets the task takes no part in how it goes
+            kind = "task"
+        elif item.role == "assistant":
             kind = "write" if position in self.writes else "call" if item.calls else "talk"
         last = max(1, len(self.view.items) - 1)
         return {f"role:{kind}": 1.0, f"category:{category}": 1.0, "late": position / last}

@@ -21,6 +21,7 @@ from burnish.diagnosis.taxonomy import Category, Fault
 
 PRIOR: Mapping[str, float] = {
     "role:user": -1.0,
+    "role:task": -4.0,
     "role:tool": -3.0,
     "role:talk": -1.0,
     "role:call": -1.5,

@@ -65,13 +65,13 @@ def markdown(overview: Overview, changes: Sequence[Change] = ()) -> str:
 _TIMELINE = ("message", "who", "says or calls", "violations", "")
 
 
-def headline(overview: Overview) -> str:
-    """Counts in a sentence."""
+def headline(overview: Overview, *, review: bool = True) -> str:
+    """Counts in a sentence; with `review` also what people said of the diagnoses."""
     text = (
         f"{overview.runs} trajectories: {overview.passed} passed, {overview.accused} with a critical step, "
-        f"{overview.unknown} without (don't know); {overview.bad} bad records."
+        f"{overview.unknown} without (don't know); {overview.bad} bad record{'' if overview.bad == 1 else 's'}."
     )
-    said = reviewed_line(overview)
+    said = reviewed_line(overview) if review else ""
     return f"{text} {said}." if said else text
 
 

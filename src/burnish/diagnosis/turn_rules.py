@@ -65,7 +65,7 @@ def _asked(rule: Mapping[str, Any]) -> TextCheck:
         if not applies(view, when, unless):
             return UNKNOWN
         done = [call for call in view.calls if matches(tool, call.name) and not call.is_error]
-        if not each:
+        if not each or not done:
             return PASS if done else fail(f"{tool} was asked for and never done", position=_omitted(view, when))
         named = {str(call.arguments[each]) for call in view.calls if each in call.arguments}
         named = {value for value in named if value.lower() in atoms(view.user_talk)}
