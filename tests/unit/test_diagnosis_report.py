@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from burnish.diagnosis.comparison import ALL, compare, regressed
 from burnish.diagnosis.corrections import Correction, append, of_label, read_corrections
 from burnish.diagnosis.diagnose import Engine
 from burnish.diagnosis.formats.chat import write_chat
-from burnish.diagnosis.markdown import headline, markdown
+from burnish.diagnosis.markdown import headline, markdown, slice_rows
 from burnish.diagnosis.overview import Case, Overview, accuracy, overview_json
 from burnish.diagnosis.page import page
 from burnish.diagnosis.pairs import Passing, pair, prefix
@@ -105,10 +106,23 @@ def test_slices_follow_the_steps_of_a_run() -> None:
     assert found["teachable"] == {"skill": {"change": 1.0, "lookup": 0.0}}
 
 
+def test_every_slice_is_told_however_many_steps_there_were() -> None:
+    kinds = ("lookup", "change", "sum", "note")
+    found = looked(*(wrong(n, step=n, tags={"skill": kinds[n % 4]}) for n in range(64)))
+    for spans in (1, 3):
+        rows = slice_rows(found, spans=spans)
+        names = Counter(row[0] for row in rows)
+        assert names == {"all": 8, **{f"skill={kind}": spans for kind in kinds}}
+        assert sum(int(row[2]) for row in rows) == 128, "each run stands once under all and once under its skill"
+
+
 def test_it_stays_bounded() -> None:
     found = looked(*(wrong(n, tags={"name": str(n)}) for n in range(500)))
     assert found.accused == 500
-    assert len(found.cases) == 200
+    assert 100 <= len(found.cases) <= 200
+    numbers = [int(case.record.id[1:]) for case in found.cases]
+    assert (numbers[0], {b - a for a, b in pairwise(numbers)}) == (0, {4})
+    assert numbers[-1] >= 496, "the end of a run is seen too"
     assert len(found.slices) <= 200
 
 
@@ -140,6 +154,18 @@ def test_strangers_words_are_no_markup() -> None:
     assert all(
         line.count("|") == line.count("\\|") + 7 for line in text.splitlines() if line.startswith("| 1 | invention")
     )
+
+
+def test_it_says_what_it_wrote_and_how_much(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, folder = write(tmp_path / "a.jsonl", wrong(1), record(2, passed=True)), tmp_path / "data"
+    words = ["--export", str(folder), "--out", str(tmp_path / "o.jsonl"), "--report", str(tmp_path / "r.html")]
+    assert main(["diagnose", path, *words]) == 0
+    shown = capsys.readouterr().out
+    for name, rows in (("data/pairs.jsonl", " (0 rows)"), ("data/prefixes.jsonl", " (1 row)"), ("o.jsonl", " (1 row)")):
+        assert f"wrote {tmp_path / name}{rows}\n" in shown
+    assert f"wrote {tmp_path / 'r.html'}\n" in shown
+    assert main(["diagnose", path, "--json"]) == 0
+    assert "wrote" not in capsys.readouterr().out, "JSON lines alone"
 
 
 def test_the_timeline_shows_where_and_why(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -29,7 +30,7 @@ from burnish.diagnosis.formats.run import read_run
 from burnish.diagnosis.generated import admit
 from burnish.diagnosis.judge import judged
 from burnish.diagnosis.markdown import compared, headline, markdown, reviewed_line, slice_rows
-from burnish.diagnosis.overview import Case, Overview, overview_json
+from burnish.diagnosis.overview import Case, Overview, Thinned, overview_json
 from burnish.diagnosis.page import page
 from burnish.diagnosis.pairs import Passing, exported
 from burnish.diagnosis.plain import RecordError, parse_json
@@ -50,7 +51,7 @@ NAME_WIDTH = 26
 MOST_CHARS = 300
 SHOWN = 20
 SHOWN_CLUSTERS = 8
-SHOWN_SLICES = 12
+SHOWN_SLICES = 20
 TAGS_FILE = "diagnosis.jsonl"
 EXIT_REGRESSED = 4
 
@@ -60,13 +61,15 @@ class _Out:
     """Where rows go: files by what is in them, and what is shown in the end."""
 
     files: dict[str, TextIO] = field(default_factory=dict)
+    written: Counter[str] = field(default_factory=Counter)
     bad_shown: list[BadRecord] = field(default_factory=list)
-    shown: list[Case] = field(default_factory=list)
+    shown: Thinned[Case] = field(default_factory=lambda: Thinned(most=SHOWN))
 
     def row(self, name: str, row: Mapping[str, Any]) -> None:
         """One more line, where it is wanted."""
         if name in self.files:
             self.files[name].write(json.dumps(row) + "\n")
+            self.written[name] += 1
 
 
 def diagnose(arguments: argparse.Namespace, console: Console) -> int:
@@ -154,7 +157,7 @@ def _rows(
         console.out(json.dumps(row), highlight=False)
     if case is None:
         return
-    found.shown += [case] if len(found.shown) < SHOWN else []
+    found.shown.add(case)
     if "tags" in found.files:
         found.row("tags", tag_row(case, passing.shortest(record)))
     # outcomes that nobody stated are guesses, and pairs of guesses are no preferences
@@ -294,14 +297,19 @@ def _report(
         if changes:
             console.out(json.dumps({"compared": [asdict(change) for change in changes]}), highlight=False)
         return
-    _failures(console, found.shown)
-    if overview.accused > SHOWN:
-        text = f"{len(found.shown)} of {overview.accused} are shown; --report FILE.html and --out FILE.jsonl have more."
+    _failures(console, found.shown.items)
+    if found.shown.seen > SHOWN:
+        text = (
+            f"{len(found.shown.items)} of {found.shown.seen} are shown; --report FILE.html, --out FILE.jsonl have more."
+        )
         console.print(text, highlight=False, width=_width(console))
+    if overview.accused > SHOWN:
         clusters = [(c.count, key[0], key[1], f"{key[2]} {key[3]}") for key, c in overview.ordered_clusters()]
         _table(console, ("n", "category", "owner", "where"), clusters[:SHOWN_CLUSTERS])
     if any(len(steps) > 1 for steps in overview.slices.values()):
-        _table(console, ("slice", "steps", "runs", "failed", "most frequent"), slice_rows(overview, SHOWN_SLICES))
+        _table(
+            console, ("slice", "steps", "runs", "failed", "most frequent"), slice_rows(overview, SHOWN_SLICES, spans=1)
+        )
     if changes:
         _table(
             console, (f"against {Path(arguments.compare).name}", "now", "before", "change", "95%"), compared(changes)
@@ -310,6 +318,8 @@ def _report(
         if counts:
             console.print(f"{name}: " + ", ".join(f"{key} {n}" for key, n in counts.most_common()), highlight=False)
     console.print(headline(overview, review=False), highlight=False)
+    for path, count in _made(arguments, found):
+        console.print(f"wrote {path}{count}", markup=False, highlight=False, soft_wrap=True)
     if overview.reviewed:
         console.print(reviewed_line(overview), highlight=False)
     for bad in found.bad_shown:
@@ -317,6 +327,16 @@ def _report(
     if changes and regressed(changes):
         worse = ", ".join(change.name for change in changes if change.is_worse)
         console.print(f"regressed: {worse}", markup=False, highlight=False)
+
+
+def _made(arguments: argparse.Namespace, found: _Out) -> Iterator[tuple[str, str]]:
+    """Each file that was written, with its rows: an export without any should not look like one with many."""
+    for name, file in found.files.items():
+        path = str(_tagged(arguments)) if name == "tags" else file.name
+        count = found.written[name]
+        yield path, f" ({count} row{'' if count == 1 else 's'})"
+    if arguments.report:
+        yield arguments.report, ""
 
 
 def _failures(console: Console, cases: Sequence[Case]) -> None:

@@ -10,6 +10,8 @@ from burnish.diagnosis.overview import PLACES, Overview, accuracy, over_steps
 from burnish.diagnosis.timeline import rows_of, why_of
 
 SHOWN_CASES = 20
+SPANS = 8
+"""Spans of steps that a run is told in."""
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!])")
 
 
@@ -45,7 +47,7 @@ def markdown(overview: Overview, changes: Sequence[Change] = ()) -> str:
     lines += _slices(overview)
     if overview.cases:
         lines += ["## Trajectories", ""]
-    for case in overview.cases[:SHOWN_CASES]:
+    for case in overview.cases[:: -(-len(overview.cases) // SHOWN_CASES) or 1]:
         critical = case.critical
         lines += [
             f"### {plain(case.record.id)}: message {critical.index}, {critical.category}, {critical.owner}",
@@ -105,14 +107,15 @@ def compared(changes: Sequence[Change]) -> list[tuple[str, str, str, str, str]]:
     ]
 
 
-def slice_rows(overview: Overview, most: int = 40) -> list[tuple[str, str, str, str, str]]:
-    """(slice, steps, runs, share that failed, most frequent categories), slices with the most failures first."""
+def slice_rows(overview: Overview, most: int = 80, spans: int = 3) -> list[tuple[str, str, str, str, str]]:
+    """(slice, steps, runs, share that failed, most frequent categories): all runs over time, then the slices with the
+    most failures first, each over `spans` spans of steps."""
     totals = {key: sum(row["failed"] for row in steps.values()) for key, steps in overview.slices.items()}
     runs = {key: sum(row["runs"] for row in steps.values()) for key, steps in overview.slices.items()}
     told = [key for key in overview.slices if key == ("all", "") or runs[key] < overview.runs]
     found = []
     for name, value in sorted(told, key=lambda key: (key != ("all", ""), -totals[key], key)):
-        for steps, counts in over_steps(overview.slices[name, value]):
+        for steps, counts in over_steps(overview.slices[name, value], most=spans if value else SPANS):
             kinds = [(k, n) for k, n in counts.most_common() if k not in ("runs", "failed") and ":" not in k]
             top = ", ".join(f"{kind} {count}" for kind, count in kinds[:2])
             title = f"{name}={value}" if value else name

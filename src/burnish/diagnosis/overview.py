@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from burnish.diagnosis.corrections import Correction, corrected, names_message
 from burnish.diagnosis.diagnose import Diagnosis
@@ -17,6 +17,7 @@ from burnish.diagnosis.record import Record
 from burnish.diagnosis.taxonomy import Fault
 from burnish.stats.intervals import wilson
 
+T = TypeVar("T")
 PLACES = 10
 """Tenths of a trajectory in the heat map."""
 REVIEWED = ("n", "step", "category", "owner")
@@ -46,6 +47,31 @@ class Cluster:
 
 
 @dataclass(slots=True)
+class Thinned(Generic[T]):
+    """At most `most` of any number of things, evenly from the first to the last: every k-th, k a power of 2.
+
+    >>> few = Thinned[int](most=4)
+    >>> for n in range(20):
+    ...     few.add(n)
+    >>> few.items
+    [0, 8, 16]
+    """
+
+    most: int
+    items: list[T] = field(default_factory=list)
+    seen: int = 0
+    every: int = 1
+
+    def add(self, item: T) -> None:
+        """One more, kept or not."""
+        if self.seen % self.every == 0:
+            self.items.append(item)
+        self.seen += 1
+        if len(self.items) > self.most:
+            self.items, self.every = self.items[::2], 2 * self.every
+
+
+@dataclass(slots=True)
 class Overview:
     """Everything that a report shows.
 
@@ -67,7 +93,12 @@ class Overview:
     clusters: dict[tuple[str, str, str, str], Cluster] = field(default_factory=dict)
     slices: dict[tuple[str, str], dict[int, Counter[str]]] = field(default_factory=dict)
     tasks: dict[str, dict[str, list[int]]] = field(default_factory=dict)
-    cases: list[Case] = field(default_factory=list)
+    kept: Thinned[Case] = field(default_factory=lambda: Thinned(most=MAX_CASES))
+
+    @property
+    def cases(self) -> list[Case]:
+        """Failures from the first to the last, at most `MAX_CASES`."""
+        return self.kept.items
 
     def add(self, record: Record, diagnosis: Diagnosis | None, correction: Correction | None = None) -> Case | None:
         """Count one trajectory; diagnosis: None for one that passed and was not looked at."""
@@ -93,7 +124,7 @@ class Overview:
         cluster = self.clusters.setdefault(key, Cluster())
         cluster.count += 1
         cluster.examples += [record.id] if len(cluster.examples) < MAX_EXAMPLES else []
-        self.cases += [case] if len(self.cases) < MAX_CASES else []
+        self.kept.add(case)
         return case
 
     def _review(self, said: Suspect | None, right: Suspect | None) -> None:
@@ -158,7 +189,9 @@ def cause_of(case: Case) -> tuple[str, str]:
     departs = next((d for d in case.diagnosis.difference.departures if d.position == position), None)
     item = case.record.items[position]
     tool = item.calls[0].name if item.calls else item.name
-    cause = best.constraint if best is not None else f"departs: {departs.kind}" if departs is not None else "its place"
+    cause = (
+        best.constraint if best is not None else f"departs: {departs.kind}" if departs is not None else "place alone"
+    )
     return cause, tool
 
 

@@ -12,6 +12,8 @@ from burnish.diagnosis.overview import Case
 from burnish.diagnosis.record import Item, Record
 
 MAX_TEXT = 600
+MAX_SYSTEM_TEXT = 160
+"""Instructions are the same in every trajectory, and never the critical step."""
 MAX_ROWS = 120
 
 
@@ -75,7 +77,8 @@ def said(item: Item) -> str:
         )
         calls.append(f"{call.name}({given})")
     text = "\n".join([*([item.text] if item.text else []), *calls])
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} ..."
+    most = MAX_SYSTEM_TEXT if item.role == "system" else MAX_TEXT
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def why_of(case: Case) -> str:
