@@ -1,7 +1,8 @@
 """Fault injection: real training runs with something wrong, and who notices before held-out success falls.
 
     python benchmarks/faults.py [--quick] [--seeds N] [--data DIR] [--workers N] [--kinds a,b] [--steps N] [--onset N]
-                                [--fault-seeds N] [--act-seeds N] [--control-steps KIND=N,...] [--tune] [--score-only]
+                                [--fault-seeds N] [--act-seeds N] [--control-steps KIND=N,...]
+                                [--tuning-control-steps KIND=N,...] [--tune] [--score-only]
 
 Every seed has a healthy twin.  Faults and healthy controls leave it at the onset, from its checkpoint, so that they
 differ in nothing else; held-out success is measured on the same tasks in the world as it was.  Detectors are run again
@@ -104,6 +105,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--onset", type=int, default=100)
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--control-steps", default="", help='last step of long controls: "mix_shift=210"')
+    parser.add_argument("--tuning-control-steps", default="", help="the same of the tuning half (default: as reported)")
     parser.add_argument("--recipe", default="long")
     parser.add_argument("--rl-words", default="", help='overrides after the warm start: "rl.groups=6 rl.lr=5e-5"')
     parser.add_argument("--tune", action="store_true")
@@ -116,15 +118,21 @@ def _setting(options: argparse.Namespace) -> Setting:
         data = options.data / "quick"
         return Setting(data=data, recipe="demo", onset=12, steps=20, every=4, tasks=20, words=QUICK_WORDS)
     words = tuple(options.rl_words.split())
-    pairs = (pair.partition("=") for pair in options.control_steps.split(",") if pair)
     return Setting(
         data=options.data,
         recipe=options.recipe,
         onset=options.onset,
         steps=options.steps,
         rl_words=words,
-        control_steps={kind: int(steps) for kind, _, steps in pairs},
+        control_steps=_steps_by_kind(options.control_steps),
+        tuning_control_steps=_steps_by_kind(options.tuning_control_steps or options.control_steps),
     )
+
+
+def _steps_by_kind(text: str) -> dict[str, int]:
+    """`"mix_shift=210,lower_rate=160"` as a table."""
+    pairs = (pair.partition("=") for pair in text.split(",") if pair)
+    return {kind: int(steps) for kind, _, steps in pairs}
 
 
 def _jobs(planner: Planner, options: argparse.Namespace, kinds: Sequence[str], tuning: range) -> list[Any]:

@@ -28,8 +28,8 @@ class Setting:
     """What the runs have in common.
 
     onset: last healthy step of a fault run.  steps: last RL step of all runs, but for the controls that `control_steps`
-    names: those go on to steps of their own, since all that they are asked for is healthy steps.  every, tasks:
-    held-out evaluations, the same tasks each time.  words: more overrides of the recipe.  rl_words: those of runs that
+    names (`tuning_control_steps` on the tuning half): those go on to steps of their own, since all that they are asked
+    for is healthy steps.  every, tasks: held-out evaluations, the same tasks each time.  words: more overrides of the recipe.  rl_words: those of runs that
     begin from the warm start, which they do not change.  act_words: switch the ladder on.
     """
 
@@ -43,6 +43,7 @@ class Setting:
     rl_words: tuple[str, ...] = ()
     act_words: tuple[str, ...] = ("control.mode=act",)
     control_steps: Mapping[str, int] = field(default_factory=dict)
+    tuning_control_steps: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def common(self) -> tuple[str, ...]:
@@ -95,8 +96,9 @@ class Planner:
         """A run that leaves its twin after the onset."""
         setting = self.setting
         steps = setting.onset + HARD_STEPS if arm == "hard" else setting.steps
-        if arm == "control" and kind in setting.control_steps:
-            steps, words = setting.control_steps[kind], (*words, *LONG_WORDS)
+        long = setting.tuning_control_steps if seed >= TUNING_FROM else setting.control_steps
+        if arm == "control" and kind in long:
+            steps, words = long[kind], (*words, *LONG_WORDS)
         words = (*words, *setting.act_words) if arm == "act" else words
         spec = RunSpec(arm=arm, kind=kind, seed=seed, dose=dose, onset=setting.onset, steps=steps, words=words)
         return self._fork(spec, self.twin(seed), f"rl-{setting.onset:06d}")

@@ -185,6 +185,11 @@ def test_long_controls_have_steps_of_their_own(module: Any, tmp_path: Path) -> N
     long, short = (planner.changed("control", kind, 0, 0.5) for kind in ("mix_shift", "smaller_batch"))
     assert (long.spec.steps, short.spec.steps, planner.changed("fault", "stale", 0, 8.0).spec.steps) == (210, 110, 110)
     assert (long.spec.words, short.spec.words) == (jobs.LONG_WORDS, ())
+    assert planner.changed("control", "mix_shift", jobs.TUNING_FROM, 0.5).spec.steps == 110, "the halves are told apart"
+    setting = jobs.Setting(data=tmp_path, onset=60, steps=110, tuning_control_steps={"mix_shift": 160})
+    planner = jobs.Planner(setting=setting)
+    assert planner.changed("control", "mix_shift", jobs.TUNING_FROM, 0.5).spec.steps == 160
+    assert planner.changed("control", "mix_shift", 0, 0.5).spec.steps == 110
 
 
 def test_of_two_controls_the_longer_one_counts(module: Any) -> None:
