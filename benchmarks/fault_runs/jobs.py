@@ -29,8 +29,9 @@ class Setting:
 
     onset: last healthy step of a fault run.  steps: last RL step of all runs, but for the controls that `control_steps`
     names (`tuning_control_steps` on the tuning half): those go on to steps of their own, since all that they are asked
-    for is healthy steps.  every, tasks: held-out evaluations, the same tasks each time.  words: more overrides of the recipe.  rl_words: those of runs that
-    begin from the warm start, which they do not change.  act_words: switch the ladder on.
+    for is healthy steps.  every, tasks: held-out evaluations, the same tasks each time.  words: more overrides of the
+    recipe.  rl_words: those of runs that begin from the warm start, which they do not change.  act_words: switch the
+    ladder on.
     """
 
     data: Path
