@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from burnish.core.finding import Act
 from burnish.stats.intervals import Estimate, mean_interval
 from burnish.store.reader import RunReader
 from fault_runs.cache import Replay
@@ -75,8 +76,10 @@ def _step_s(replay: Replay, onset: int) -> float:
 
 
 def _actions(folder: Path) -> Counter[str]:
-    """Decisions that were carried out, by act."""
+    """Decisions that were carried out, by act.  Those of steps that a rollback undid are gone, with the decision to go
+    back among them; the rollback itself is an event of the run."""
     if not folder.is_dir():
         return Counter()
-    events = RunReader(folder).events("decision")
-    return Counter(str(event.data["act"]) for event in events if not event.data.get("dry_run", True))
+    reader = RunReader(folder)
+    acted = [str(event.data["act"]) for event in reader.events("decision") if not event.data.get("dry_run", True)]
+    return Counter([*acted, *(str(Act.ROLLBACK) for _ in reader.events("rollback"))])

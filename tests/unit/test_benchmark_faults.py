@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from synthetic_run import example_manifest
 
 from burnish.core.grade import Grade
 from burnish.core.outcome import Ending, Outcome
 from burnish.core.trajectory import Node, Trajectory
 from burnish.rollout.group import GroupResult
+from burnish.store.rows import Event, StepRecord
+from burnish.store.writer import RunWriter
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -289,3 +292,18 @@ def test_doses_are_merged_into_their_file(module: Any, tmp_path: Path) -> None:
     assert path.read_text().startswith("# why\n")
     assert catalogue.read_doses(path)["stale"]["dose"] == 16.0
     assert catalogue.read_doses(path)["length"]["tried"] == [1.0, 2.0]
+
+
+def test_actions_of_a_run_that_went_back_tell_of_it(module: Any, tmp_path: Path) -> None:
+    acting, folder = module("acting"), tmp_path / "run"
+
+    def decided(act: str, dry_run: bool = False) -> Event:
+        return Event(kind="decision", data={"act": act, "dry_run": dry_run})
+
+    with RunWriter.create(folder, example_manifest()) as writer:
+        for step, events in enumerate([[decided("mask_tail")], [decided("rollback")], [decided("stop", True)]], 1):
+            writer.commit_step(StepRecord(phase="rl", step=step, events=events))
+        writer.supersede_after({"rl": 1})
+        writer.event("rollback", "from step 3 to rl-000001")
+    assert acting._actions(folder) == {"mask_tail": 1, "rollback": 1}
+    assert acting._actions(tmp_path / "none") == {}
