@@ -28,6 +28,7 @@ from burnish.graders.aggregate import (
 from burnish.graders.boundary import SKIPPED_UNGRADED, grade_trajectories
 from burnish.graders.function import FunctionGrader
 from burnish.graders.graph import AggregatorKind, GraderGraph, aggregator_at, for_evaluation, graph_from, load_graph
+from burnish.graders.graph_files import GraphFiles
 from burnish.graders.node import GraderNode, WeightSchedule, as_nodes
 from burnish.graders.rules import ExactGrader
 from burnish.graders.staged import StagedWeights
@@ -419,3 +420,21 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     bad.write_text('[graders.a]\nuse = "broken.py:x"')
     with pytest.raises(ConfigError, match="ZeroDivisionError"):
         load_graph(bad)
+
+
+def test_kept_texts_go_before_what_lies_there(tmp_path: Path) -> None:
+    """Two files of one name in different folders stay apart; what is not kept is read where it lies."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "r.toml").write_text(f"{folder} on disk", encoding="utf-8")
+    with GraphFiles(tmp_path, {"a/r.toml": "a kept", "b/r.toml": "b kept"}) as files:
+        places = [Path(files.placed(name)) for name in ("a/r.toml", "b/r.toml")]
+        assert [place.read_text() for place in places] == ["a kept", "b kept"]
+        assert {place.name for place in places} == {"r.toml"}
+        assert files.read == {"a/r.toml": "a kept", "b/r.toml": "b kept"}
+    assert not any(place.exists() for place in places)
+    plain = GraphFiles(tmp_path)
+    assert plain.placed("a/r.toml") == str(tmp_path / "a" / "r.toml")
+    assert plain.read == {"a/r.toml": "a on disk"}
+    assert plain.placed("c.toml") == str(tmp_path / "c.toml")
+    assert "c.toml" not in plain.read

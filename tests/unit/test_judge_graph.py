@@ -19,6 +19,7 @@ from burnish.core.message import Message
 from burnish.core.sampling import Sample, SampleRequest
 from burnish.core.task import Task
 from burnish.graders.graph import GraderGraph, load_graph
+from burnish.graders.graph_files import GraphFiles
 from burnish.graders.judge_policy import judging_policy
 from burnish.graders.judge_spec import JudgeSpec, make_judge, replayed
 from burnish.testing.fakes import ScriptedSampler
@@ -267,4 +268,4 @@ def test_an_endpoint_is_a_judge_of_a_graph_and_its_replies_outlive_it(
 def test_a_judge_is_made_without_being_asked(tmp_path: Path) -> None:
     spec = JudgeSpec(use="burnish.integrations.openai_judge:judge_at", options={"url": "http://nowhere/v1"})
     with pytest.raises(ConfigError, match="cannot be made with options"):
-        make_judge(spec, tmp_path)
+        make_judge(spec, GraphFiles(tmp_path))

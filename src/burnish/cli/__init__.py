@@ -212,6 +212,9 @@ def _regrade(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--phase", choices=("sft", "rl", "eval"), default="", help="only this phase (default: all)")
     parser.add_argument("--out", default="", metavar="FILE", help="also write every new grade, as JSONL")
     parser.add_argument("--offline", action="store_true", help="judges answer from their caches alone")
+    parser.add_argument(
+        "--beside", default="", metavar="FOLDER", help="where those caches lie (default: where the run's graph lay)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.epilog = "Nothing is sampled and the run stays as it is.  The file is described in docs/graders.md."
 

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from burnish.core.errors import ConfigError, StoreError
 from burnish.core.sandbox import Sandbox
 from burnish.core.task import Task
 from burnish.graders.cost import TokenCost
-from burnish.graders.judge_spec import make_judge, replayed
+from burnish.graders.judge_spec import MakeJudge, make_judge, replayed
 from burnish.graders.regrade import FLIP_AT, Change, Regrade, Regraded
 from burnish.loop.config import GradersSection, Recipe, StagedSection
 from burnish.loop.grading import open_world, share_done
@@ -39,7 +40,8 @@ def regrade(arguments: argparse.Namespace, console: Console) -> int:
     reader = RunReader(folder)
     recipe = _recipe(reader, folder)
     environment = recipe.environment
-    world = _world(arguments.graders, recipe, reader, offline=arguments.offline)
+    judges = replayed if arguments.offline else make_judge
+    world = _world(arguments.graders, arguments.beside, recipe, reader, judges)
     steps = [info for info in reader.steps(arguments.phase or None) if info.segment]
     if not steps:
         raise StoreError(
@@ -88,18 +90,17 @@ def _recipe(reader: RunReader, folder: Path) -> Recipe:
         raise StoreError(f"the recipe stored in {folder} cannot be used by this version of Burnish: {error}") from error
 
 
-def _world(path: str, recipe: Recipe, reader: RunReader, *, offline: bool) -> World:
-    """The run's world with the graders of the file, or with those that it was run with: its graph as it was then.
-
-    offline: judges answer from their caches alone.
-    """
-    judges = replayed if offline else make_judge
+def _world(path: str, beside: str, recipe: Recipe, reader: RunReader, judges: MakeJudge) -> World:
+    """The run's world with the graders of the file, or with those that it was run with: its graph, and the files that
+    this names, as they were then.  beside: folder in which caches of judges are looked for, "" for the graph's."""
     resources = {"artefact": reader.artefact}
     if path:
         unstaged = recipe.model_copy(update={"graders": GradersSection(file=path), "staged": StagedSection()})
         return open_world(unstaged, resources=resources, judges=judges)
     stored = reader.manifest().get("environment", {}).get("graph")
     graph = GraphText.from_json(stored) if stored else None
+    if graph is not None and beside:
+        graph = replace(graph, file=str(Path(beside) / Path(graph.file).name))
     return open_world(recipe, graph=graph, resources=resources, judges=judges)
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +40,7 @@ from burnish.graders.aggregate import (
 )
 from burnish.graders.annealed import AnnealedWeight
 from burnish.graders.gated import GatedAggregator, GatedShare, GateNodes, GateSpec
+from burnish.graders.graph_files import GraphFiles
 from burnish.graders.importing import imported
 from burnish.graders.integrity.penalty import Penalised
 from burnish.graders.isolated import IsolatedGrader
@@ -142,11 +143,14 @@ def for_evaluation(aggregator: Aggregator) -> Aggregator:
 class GraderGraph:
     """Nodes and what they end in; `graders` goes to `grade_trajectories`, `aggregator` to whoever makes rewards.
 
+    files: name -> text of the files that the graph names.
+
     `GraderGraph.of([GraderNode(grader=ExactGrader())])`
     """
 
     nodes: tuple[GraderNode, ...]
     aggregator: ScheduledAggregator
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -307,11 +311,18 @@ def read_graph(path: Path) -> str:
 
 
 def parse_graph(
-    text: str, path: Path, *, resources: Mapping[str, Any] | None = None, judges: MakeJudge = make_judge
+    text: str,
+    path: Path,
+    *,
+    kept: Mapping[str, str] | None = None,
+    resources: Mapping[str, Any] | None = None,
+    judges: MakeJudge = make_judge,
 ) -> GraderGraph:
-    """The graph of a text that stands, or once stood, in `path`; see `load_graph`."""
+    """The graph of a text that stands, or once stood, in `path`; see `load_graph`.  kept: texts of the files that it
+    names, by name, which go before what lies beside it now."""
     try:
-        return graph_from(tomllib.loads(text), folder=path.resolve().parent, resources=resources, judges=judges)
+        with GraphFiles(path.resolve().parent, kept) as files:
+            return graph_from(tomllib.loads(text), files=files, resources=resources, judges=judges)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"grader graph {path} cannot be read: {error}") from error
     except ConfigError as error:
@@ -321,11 +332,11 @@ def parse_graph(
 def graph_from(
     data: Mapping[str, Any],
     *,
-    folder: Path | None = None,
+    files: GraphFiles | None = None,
     resources: Mapping[str, Any] | None = None,
     judges: MakeJudge = make_judge,
 ) -> GraderGraph:
-    """The graph of a parsed file.  folder: where the files that it names are looked for.
+    """The graph of a parsed file.  files: those that it names; default: of the working folder.
 
     >>> graph_from({"graders": {"answer": {"use": "exact"}}}).graders[0].name
     'answer'
@@ -334,12 +345,12 @@ def graph_from(
         file = _GraphFile.model_validate(data)
     except ValidationError as error:
         raise ConfigError(_explained(error)) from error
-    folder = folder or Path.cwd()
-    made = {name: _judge(name, spec, folder, judges) for name, spec in file.judges.items()}
+    files = files or GraphFiles(Path.cwd())
+    made = {name: _judge(name, spec, files, judges) for name, spec in file.judges.items()}
     _check_judges(file)
-    nodes = [_node(name, section, folder, resources or {}, made) for name, section in file.graders.items()]
+    nodes = [_node(name, section, files, resources or {}, made) for name, section in file.graders.items()]
     end = file.aggregator
-    return GraderGraph.of(
+    graph = GraderGraph.of(
         nodes,
         end.kind,
         order=end.order,
@@ -348,6 +359,7 @@ def graph_from(
         integrity=end.integrity,
         penalty=end.penalty,
     )
+    return replace(graph, files=dict(files.read))
 
 
 def _explained(error: ValidationError) -> str:
@@ -365,9 +377,9 @@ def _keys(section: type[Any]) -> list[str]:
     return [item.name for item in fields(section)] if is_dataclass(section) else list(section.model_fields)
 
 
-def _judge(name: str, spec: JudgeSpec, folder: Path, make: MakeJudge) -> Judge:
+def _judge(name: str, spec: JudgeSpec, files: GraphFiles, make: MakeJudge) -> Judge:
     try:
-        return make(spec, folder)
+        return make(spec, files)
     except ConfigError as error:
         raise ConfigError(f"judges.{name}: {error}") from error
 
@@ -390,15 +402,15 @@ def _schedule(weight: float | tuple[tuple[float, float], ...] | _Fading) -> Weig
 
 
 def _node(
-    name: str, section: _NodeSection, folder: Path, resources: Mapping[str, Any], judges: Mapping[str, Judge]
+    name: str, section: _NodeSection, files: GraphFiles, resources: Mapping[str, Any], judges: Mapping[str, Judge]
 ) -> GraderNode:
     try:
-        found = imported(section.use, folder) if ":" in section.use else section.use
+        found = imported(section.use, files) if ":" in section.use else section.use
         # A class takes options even where none are written; a function or a made grader takes none.
         options = section.options if section.options or isinstance(found, (str, type)) else None
         own = [judges[judge] for judge in section.judges]
         given = {**resources, "judge": own[0] if isinstance(section.judge, str) else own} if own else resources
-        grader = make_grader(found, options, resources=given, needed=("judge",) if own else (), folder=folder)
+        grader = make_grader(found, options, resources=given, needed=("judge",) if own else (), files=files)
         if section.isolate:
             grader = IsolatedGrader(grader, timeout_s=section.timeout_s or 10.0)
         return GraderNode(

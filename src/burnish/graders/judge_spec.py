@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
 from burnish.core.errors import ConfigError
 from burnish.core.judge import Judge
+from burnish.graders.graph_files import GraphFiles
 from burnish.graders.importing import imported
 from burnish.graders.judge_budget import BudgetedJudge, JudgeLedger, JudgePrice
 from burnish.graders.judge_cache import CachedJudge, JudgeCache
@@ -44,11 +44,11 @@ class JudgeSpec:
 POLICY = "policy"
 """`use` of the judge that is the policy itself."""
 
-MakeJudge = Callable[[JudgeSpec, Path], Judge]
-"""Gives the judge of a spec; files that it names are looked for in the folder."""
+MakeJudge = Callable[[JudgeSpec, GraphFiles], Judge]
+"""Gives the judge of a spec, which may name files of its graph."""
 
 
-def make_judge(spec: JudgeSpec, folder: Path) -> Judge:
+def make_judge(spec: JudgeSpec, files: GraphFiles) -> Judge:
     """The judge, behind its budget and its cache; making it asks nobody.
 
     Raises ConfigError for what cannot be imported or made, and offline without a cache; StoreError where the cache
@@ -59,22 +59,22 @@ def make_judge(spec: JudgeSpec, folder: Path) -> Judge:
     if spec.use == POLICY and spec.cache:
         raise ConfigError("a policy that learns is another judge after each step; leave its cache out")
     try:
-        asked = (OwnPolicyJudge if spec.use == POLICY else imported(spec.use, folder))(**spec.options)
+        asked = (OwnPolicyJudge if spec.use == POLICY else imported(spec.use, files))(**spec.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{spec.use} cannot be made with options {dict(spec.options)}: {error}") from error
     if missing := [name for name in ("name", "version", "judge") if not hasattr(asked, name)]:
         raise ConfigError(f"{spec.use} gives no judge: {asked!r} has no {', '.join(missing)}")
     ledger = JudgeLedger(max_usd=spec.max_usd, max_tokens=spec.max_tokens, max_requests=spec.max_requests)
     price = JudgePrice(prompt_usd=spec.prompt_usd, completion_usd=spec.completion_usd)
-    cache = str(folder / spec.cache) if spec.cache else ""
+    cache = str(files.folder / spec.cache) if spec.cache else ""
     # The policy itself is there in its own run alone, so it is never asked from elsewhere, and has nothing to replay.
     offline = spec.offline and spec.use != POLICY
     return kept(BudgetedJudge(asked, ledger, price), cache, offline=offline)
 
 
-def replayed(spec: JudgeSpec, folder: Path) -> Judge:
+def replayed(spec: JudgeSpec, files: GraphFiles) -> Judge:
     """As `make_judge`, but only ever answering from the cache, whatever the spec says."""
-    return make_judge(replace(spec, offline=True), folder)
+    return make_judge(replace(spec, offline=True), files)
 
 
 def kept(judge: Judge, cache: str, *, offline: bool = False) -> Judge:

@@ -6,13 +6,13 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from burnish.core.errors import ConfigError
 from burnish.core.grade import Grader
 from burnish.core.hints import did_you_mean
 from burnish.graders.function import FunctionGrader
+from burnish.graders.graph_files import GraphFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +65,13 @@ def make_grader(
     *,
     resources: Mapping[str, Any] | None = None,
     needed: Sequence[str] = (),
-    folder: Path | None = None,
+    files: GraphFiles | None = None,
 ) -> Grader:
     """The grader of a name or class, made with `options`; a grader as it is; a function (task, trajectory) -> score,
     wrapped.
 
     resources: by name (`RESOURCES`), given to graders whose constructor has an argument of that name; needed: those
-    that it must have.  folder: where options that a class lists in `paths` are looked for.  Raises ConfigError, with a
+    that it must have.  files: those that options which a class lists in `paths` name.  Raises ConfigError, with a
     suggestion, for a name that is not known, options that do not fit, a resource that is needed and missing or given
     and not taken, and for anything that cannot grade.
 
@@ -84,12 +84,12 @@ def make_grader(
             raise ConfigError(f"unknown grader {reference!r}; {hint}")
         known = GRADERS[reference]
         kind = getattr(importlib.import_module(f"burnish.graders.{known.module}"), known.attribute)
-        made = _placed({**known.options, **(options or {})}, kind, folder)
+        made = _placed({**known.options, **(options or {})}, kind, files)
         return _made(reference, kind, made, resources or {}, needed)
     if inspect.isclass(reference):
         if options is None:
             raise ConfigError(f"{reference.__name__} is a class; name a grader that is made: {reference.__name__}()")
-        return _made(reference.__name__, reference, _placed(options, reference, folder), resources or {}, needed)
+        return _made(reference.__name__, reference, _placed(options, reference, files), resources or {}, needed)
     if needed:
         raise ConfigError(f"{reference!r} takes no {needed[0]}; only classes of graders do")
     if options:
@@ -99,12 +99,12 @@ def make_grader(
     return FunctionGrader(reference)
 
 
-def _placed(options: Mapping[str, Any], kind: Any, folder: Path | None) -> Mapping[str, Any]:
-    """The options with the files among them, which `kind.paths` names, in `folder`."""
-    if folder is None:
+def _placed(options: Mapping[str, Any], kind: Any, files: GraphFiles | None) -> Mapping[str, Any]:
+    """The options with the files among them, which `kind.paths` names, as paths of `files`."""
+    if files is None:
         return options
-    files = [key for key in getattr(kind, "paths", ()) if isinstance(options.get(key), str)]
-    return {**options, **{key: str(folder / options[key]) for key in files}}
+    named = [key for key in getattr(kind, "paths", ()) if isinstance(options.get(key), str)]
+    return {**options, **{key: files.placed(options[key]) for key in named}}
 
 
 def _made(

@@ -11,7 +11,6 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -24,6 +23,7 @@ from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
 from burnish.evaluation.heldout import EvalSpec, Mode, evaluation_plans
 from burnish.graders.graph import ScheduledAggregator
+from burnish.graders.graph_files import GraphFiles
 from burnish.graders.integrity.canaries import CanaryOutcome, CanaryWatch, canary_outcome, impossible
 from burnish.graders.integrity.metrics import canary_scalars
 from burnish.graders.judge_check import FALSE_ALARM_RATE, Checked, JudgeCheck, judged_rubric
@@ -222,10 +222,10 @@ def judge_checks(recipe: Recipe, world: World) -> tuple[JudgeCheck, ...]:
     return tuple(JudgeCheck(rubric=rubric.rubric, judge=judge, cases=cases) for judge in rubric.judges)
 
 
-def _uncached(spec: JudgeSpec, folder: Path) -> Judge:
+def _uncached(spec: JudgeSpec, files: GraphFiles) -> Judge:
     if spec.offline:
         raise ConfigError(f"{spec.use} is offline: it repeats its cache and cannot be checked; canaries.judge_every=0")
-    return make_judge(replace(spec, cache=""), folder)
+    return make_judge(replace(spec, cache=""), files)
 
 
 def _asked(session: Session, check: JudgeCheck) -> Noticed:

@@ -51,9 +51,9 @@ def open_world(
     """The recipe's environment with the graders that the recipe asks for.  Its tasks do not depend on run.seed, so that
     runs can be compared over seeds.
 
-    graph: in place of the file that the recipe names.  resources: what graders are handed beside a sandbox.  judges:
-    makes those of the graph.  Raises ConfigError where graph and stages are both given, or where stages name a grader
-    that the environment does not have.
+    graph: in place of the file that the recipe names, with the texts of the files that it names itself.  resources:
+    what graders are handed beside a sandbox.  judges: makes those of the graph.  Raises ConfigError where graph and
+    stages are both given, or where stages name a grader that the environment does not have.
     """
     environment = recipe.environment
     world = load_world(environment.name, environment.options, seed=environment.seed)
@@ -73,7 +73,8 @@ def open_world(
         )
     sandbox = LateSandbox()
     handed = {"sandbox": sandbox, **(resources or {})}
-    found = parse_graph(graph.text, Path(graph.file), resources=handed, judges=judges)
+    found = parse_graph(graph.text, Path(graph.file), kept=graph.files, resources=handed, judges=judges)
+    graph = replace(graph, files=found.files)
     aggregator = _priced(recipe, found.aggregator)
     return _with_honey(
         recipe, replace(world, graders=found.graders, aggregator=aggregator, sandbox=sandbox, graph=graph)

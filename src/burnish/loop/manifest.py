@@ -62,14 +62,14 @@ def check_unchanged(folder: Path, world: World) -> None:
                 f"the tasks of split {split!r} have changed since the run was started; restore the environment's "
                 "source (or data file), or fork the run to go on with the new tasks"
             )
+    if world.graph is not None and (changed := world.graph.changed(stored["graph"])):
+        raise StoreError(
+            f"grader graph {world.graph.file}: {', '.join(changed)} has changed since the run was started; restore it "
+            "(its text stands in the run's manifest.json), or fork the run to go on with the new one"
+        )
     graders = {grader.name: grader.version for grader in world.graders}
     if graders != stored["graders"]:
         raise StoreError(f"the graders have changed from {stored['graders']} to {graders}; fork the run to go on")
-    if world.graph is not None and world.graph.sha256 != stored["graph"]["sha256"]:
-        raise StoreError(
-            f"the grader graph {world.graph.file} has changed since the run was started; restore it (its text stands "
-            "in the run's manifest.json), or fork the run to go on with the new one"
-        )
 
 
 def source_notice(folder: Path, recipe: Recipe) -> str:

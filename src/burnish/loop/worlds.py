@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -37,24 +37,37 @@ GYM_SIZE = 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphText:
-    """A graph's file as it was read.  `GraphText(file="/home/ann/graders.toml", text="[graders.answer]...")`"""
+    """A graph's file as it was read.  `GraphText(file="/home/ann/graders.toml", text="[graders.answer]...")`
+
+    files: name -> text of the files that it names (rubrics, calibrations, code), as they were read.
+    """
 
     file: str
     text: str
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
         """Hash of the text."""
         return bytes_hash(self.text.encode())
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         """What a manifest holds."""
-        return {"file": self.file, "sha256": self.sha256, "text": self.text}
+        files = {name: {"sha256": bytes_hash(text.encode()), "text": text} for name, text in self.files.items()}
+        return {"file": self.file, "sha256": self.sha256, "text": self.text, "files": files}
 
     @staticmethod
-    def from_json(data: Mapping[str, str]) -> GraphText:
+    def from_json(data: Mapping[str, Any]) -> GraphText:
         """Inverse of `to_json`."""
-        return GraphText(file=data["file"], text=data["text"])
+        files = {str(name): str(row["text"]) for name, row in data["files"].items()}
+        return GraphText(file=data["file"], text=data["text"], files=files)
+
+    def changed(self, stored: Mapping[str, Any]) -> list[str]:
+        """Names of the files that are not as in a manifest, the graph's own first."""
+        then = GraphText.from_json(stored)
+        names = sorted(self.files.keys() | then.files.keys())
+        others = [name for name in names if self.files.get(name) != then.files.get(name)]
+        return others if self.text == then.text else [self.file, *others]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
