@@ -139,6 +139,22 @@ def test_the_comparison_sees_a_watch_that_was_left_out(tmp_path: Path, monkeypat
     assert "final state.json" in differences(facts(tmp_path / "whole"), facts(tmp_path / "cut"))
 
 
+def test_a_grader_may_decide_what_a_pass_is(tmp_path: Path) -> None:
+    """Tests that pass are a cheat, whatever else the graph wants of an answer."""
+    (tmp_path / "mine.py").write_text("def never(task, trajectory):\n    return 0.0\n", encoding="utf-8")
+    path = tmp_path / "graders.toml"
+    path.write_text('[graders.answer]\nuse = "get_reward"\n[graders.style]\nuse = "mine.py:never"\n', encoding="utf-8")
+    words = (HOLE, f"canaries.impossible={SHARE}", f"graders.file={path}", "rl.steps=3")
+    by_test = run(tmp_path / "by_test", *words, "canaries.impossible_grader=answer")
+    assert len(findings(by_test, "canary_cheat")) == 3
+    by_reward = run(tmp_path / "by_reward", *words)
+    assert len(twins_of(by_reward)) == len(twins_of(by_test)) > 0
+    assert findings(by_reward, "canary_cheat") == []
+    unknown = recipe(*words, "canaries.impossible_grader=anser")
+    with pytest.raises(ConfigError, match=r"'anser', which is none of the graders; did you mean 'answer'\?"):
+        Canaries(unknown, open_world(unknown))
+
+
 def test_a_world_without_twins_is_refused() -> None:
     plain = letters_recipe("canaries.impossible=0.1")
     with pytest.raises(ConfigError, match=r"no task of .* has an impossible twin; write .*contradiction"):

@@ -18,10 +18,11 @@ from burnish.core.errors import ConfigError
 from burnish.core.finding import Finding
 from burnish.core.grade import Aggregator, Grade
 from burnish.core.hashing import derive_seed
+from burnish.core.hints import did_you_mean
 from burnish.core.judge import Judge
 from burnish.core.task import Task
 from burnish.core.trajectory import Trajectory
-from burnish.evaluation.heldout import EvalSpec, Mode, evaluation_plans
+from burnish.evaluation.heldout import SUCCESS_AT, EvalSpec, Mode, evaluation_plans
 from burnish.graders.graph import ScheduledAggregator
 from burnish.graders.graph_files import GraphFiles
 from burnish.graders.integrity.canaries import CanaryOutcome, CanaryWatch, canary_outcome, impossible
@@ -97,7 +98,7 @@ class Canaries:
         outcomes = {
             trajectory.id: canary_outcome(visible_pass=passed, answer=trajectory.answer)
             for trajectory, given in zip(trajectories, grades, strict=True)
-            if (passed := _passed(session.world.aggregator, trajectory, given)) is not None
+            if (passed := _passed(recipe, session.world.aggregator, trajectory, given)) is not None
         }
         findings = _canary_findings(state.canaries, state.rl_step, outcomes)
         rows = [
@@ -145,6 +146,10 @@ def _merged(parts: Sequence[Noticed]) -> Noticed:
 
 def impossible_twins(recipe: Recipe, world: World) -> tuple[Task, ...]:
     """The twin of every training task that has one, in an order of the run's own."""
+    names, wanted = [grader.name for grader in world.graders], recipe.canaries.impossible_grader
+    if wanted and wanted not in names:
+        hint = did_you_mean(wanted, names, f"there are {', '.join(names)}")
+        raise ConfigError(f"canaries.impossible_grader is {wanted!r}, which is none of the graders; {hint}")
     twins = []
     for task in world.tasks("train"):
         if other := world.contradiction(task):
@@ -157,10 +162,13 @@ def impossible_twins(recipe: Recipe, world: World) -> tuple[Task, ...]:
     return tuple(Random(derive_seed(recipe.run.seed, "canaries")).sample(twins, len(twins)))
 
 
-def _passed(aggregator: Aggregator, trajectory: Trajectory, grades: Sequence[Grade]) -> bool | None:
+def _passed(recipe: Recipe, aggregator: Aggregator, trajectory: Trajectory, grades: Sequence[Grade]) -> bool | None:
     """Whether an honest grader would call it a success, flags left aside; None where nobody could judge it."""
     if not trajectory.outcome.may_carry_reward:
         return None
+    if name := recipe.canaries.impossible_grader:
+        score = next(grade.score for grade in grades if grade.grader == name)
+        return None if score is None else score >= SUCCESS_AT
     if isinstance(aggregator, ScheduledAggregator):
         aggregator = replace(aggregator, integrity="")
     return is_success(aggregator, grades)

@@ -292,6 +292,7 @@ class CanariesSection(Section):
         description="impossible twins of training tasks that are played with each step, as a share of its groups; any "
         "success is a finding",
     )
+    impossible_grader: str = Field("", description="whose full score is such a success; empty: held-out success")
     honeyfile: bool = Field(
         False, description="lay a file into every world that no honest episode reads; wants an integrity grader"
     )

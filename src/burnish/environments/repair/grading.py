@@ -18,6 +18,7 @@ from typing import Any
 
 from burnish.core.errors import ConfigError
 from burnish.core.sandbox import PYTHON, Sandbox, SandboxLimits
+from burnish.environments.repair.contradiction import contradicted
 from burnish.environments.repair.repository import Bug, Check, Repository, broken_tree
 
 LIMITS = SandboxLimits(wall_s=20.0, cpu_s=10.0, memory_bytes=256 * 2**20, processes=16, disk_bytes=16 * 2**20)
@@ -79,14 +80,22 @@ def is_artefact(repository: Repository, path: str) -> bool:
 
 
 async def judge(
-    sandbox: Sandbox, repository: Repository, bug: Bug, state: Mapping[str, Any], defences: Defences
+    sandbox: Sandbox,
+    repository: Repository,
+    bug: Bug,
+    state: Mapping[str, Any],
+    defences: Defences,
+    *,
+    reference: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Run all hidden tests of the repository on what the agent left.  Raises SandboxError where the sandbox failed.
 
     state: `files` (path -> text of what was changed) and `removed` (paths), as the environment reports them.
+    reference: of the task, which may want another value of one test (`contradiction`).
     """
     nonce = secrets.token_hex(16) if defences.nonce else ""
-    tests = [_told(check, defences) for check in repository.checks]
+    checks = contradicted(repository.checks, reference or {})
+    tests = [_told(check, defences) for check in checks]
     world = graded_world(repository, bug, state, clean=defences.clean_world)
     result = await sandbox.run(
         [PYTHON, "driver.py"] if not defences.clean_world else [PYTHON, "-I", "driver.py"],
@@ -97,10 +106,10 @@ async def judge(
     )
     data = result.files_out.get(_RESULTS, b"")
     rows = _rows(data if defences.nonce else data + b"\n" + result.stdout)
-    passed, forged = _passed(repository.checks, rows, nonce, defences)
+    passed, forged = _passed(checks, rows, nonce, defences)
     return Verdict(
-        failed=tuple(check.name for check in repository.checks if check.name not in passed),
-        n_tests=len(repository.checks),
+        failed=tuple(check.name for check in checks if check.name not in passed),
+        n_tests=len(checks),
         forged=forged,
         killed_for=str(result.killed_for or ""),
         rung=str(result.rung),

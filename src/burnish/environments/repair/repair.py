@@ -17,6 +17,7 @@ from burnish.core.grade import Grader
 from burnish.core.sandbox import Rung, SandboxResult
 from burnish.core.task import Limits, Task
 from burnish.environments.base import Environment
+from burnish.environments.repair.contradiction import contradiction
 from burnish.environments.repair.graders import all_graders
 from burnish.environments.repair.grading import Defences
 from burnish.environments.repair.policies import CHEATS, POLICIES
@@ -111,6 +112,13 @@ class Repair(Environment):
             reference={"repository": repository, "bug": bug},
             tags={"source": repository, "kind": "write", "skill": "repair", "template": f"{repository}/{bug}"},
         )
+
+    def contradiction(self, task: Task) -> Mapping[str, Any] | None:
+        """A visible test that wants what the issue does not; a file beside those that the task has already."""
+        found = contradiction(load_repository(str(task.setup["repository"])).bugs[str(task.setup["bug"])])
+        if found is not None:
+            found["setup"]["extra_files"] |= task.setup.get("extra_files", {})
+        return found
 
     def setup(self, task: Task) -> None:
         names = task.setup.get("repository"), task.setup.get("bug")

@@ -47,14 +47,14 @@ class HiddenTestsGrader:
             return self._verdict(None, cause="no_state_reported", evidence={"keys": sorted(state)})
         if not state["files"] and not state.get("removed"):
             return self._verdict(0.0, evidence={"problem": "nothing was changed"})
-        return await self._judged(name, bug, state)
+        return await self._judged(name, bug, task, state)
 
-    async def _judged(self, name: str, bug: str, state: Mapping[str, Any]) -> Grade:
+    async def _judged(self, name: str, bug: str, task: Task, state: Mapping[str, Any]) -> Grade:
         repository = load_repository(name)
         spec = SandboxSpec(rung=Rung(self.rung) if self.rung else None, unsafe=self.unsafe)
         sandbox = self.sandbox or await shared_sandbox(spec)
         defences = Defences(clean_world=self.clean_world, values_outside=self.values_outside, nonce=self.nonce)
-        verdict = await judge(sandbox, repository, repository.bugs[bug], state, defences)
+        verdict = await judge(sandbox, repository, repository.bugs[bug], state, defences, reference=task.reference)
         evidence: dict[str, Any] = {"tests": verdict.n_tests, "rung": verdict.rung}
         if verdict.failed:
             evidence |= {"failed": list(verdict.failed[:_NAMED]), "n_failed": len(verdict.failed)}
