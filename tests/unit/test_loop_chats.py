@@ -101,7 +101,7 @@ BAD = [
     ({"messages": [{"role": "robot", "content": "x"}]}, "got 'robot'"),
     ({"messages": [{"role": ["user"], "content": "x"}]}, "got ['user']"),
     ({"messages": [{"role": "user", "content": 3}]}, "must be text"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "must be text"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "an image is"),
     ({"messages": [{"role": "user", "content": "x"}]}, "at least one assistant message"),
     ({"messages": [{"role": "assistant", "content": "x"}]}, "starts with another role"),
     ({"messages": [*PLAIN["messages"], {"role": "assistant", "content": "x"}]}, "two assistant messages"),

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "override": "say what a grade, flag or label should have been",
     "overrides": "list overrides, and how often graders and flags were wrong",
     "judge": "measure a judge: against labels, or how far raters agree",
+    "curate": "make traces for SFT that cite what they see, and keep the correct and grounded",
     "replay": "recompute a stored step and compare its loss",
     "export": "write a run's policy as a Hugging Face folder, or the run to a tracker",
     "doctor": "examine an environment before training in it",
@@ -267,6 +268,40 @@ def _judge(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Both files are described in docs/rubrics.md."
 
 
+def _curate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("find", "overlay", "trace", "filter", "sheet"))
+    parser.add_argument(
+        "source", metavar="FILE", help="JSONL of the stage before; find: chats with images, or ENV[:SPLIT]"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSONL to write, images beside it; sheet: HTML")
+    parser.add_argument(
+        "--teacher",
+        default="",
+        metavar="TEACHER",
+        help="find, filter: truth (default of find), references (of filter: those of the file), shapes, "
+        "transformers:MODEL, or FILE.py:NAME",
+    )
+    parser.add_argument(
+        "--writer", default="references", metavar="WRITER", help="trace: references, RUN, or openai:MODEL"
+    )
+    parser.add_argument(
+        "--answers", choices=("data", "teacher", "both"), default="data", help="filter: whose are right"
+    )
+    parser.add_argument(
+        "--closing", action="store_true", help="filter: words after the last citation have to hold the answer"
+    )
+    parser.add_argument("--dropped", default="", metavar="FILE", help="filter: also write what is dropped")
+    parser.add_argument("--report", default="", metavar="FILE", help="filter: also write a sheet of both, HTML")
+    parser.add_argument("--tasks", type=int, default=1000, help="find: at most so many (default: 1000)")
+    parser.add_argument("--samples", type=int, default=1, help="trace: by a model, for each example (default: 1)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="trace: of the model (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--base-url", default="", help="trace: of the endpoint (default: $OPENAI_BASE_URL)")
+    _root(parser)
+    parser.add_argument("options", nargs="*", metavar="option=value", help="find: options of the environment")
+    parser.epilog = "The stages and their files are described in docs/curation.md."
+
+
 def _replay(parser: argparse.ArgumentParser) -> None:
     _run(parser)
     parser.add_argument("--step", type=int, required=True, help="RL step to recompute")
@@ -319,6 +354,7 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "override": _override,
     "overrides": _list_overrides,
     "judge": _judge,
+    "curate": _curate,
     "replay": _replay,
     "export": _export,
     "doctor": _doctor,

@@ -328,6 +328,12 @@ def _judge(arguments: argparse.Namespace) -> int:
     return judge(arguments, console)
 
 
+def _curate(arguments: argparse.Namespace) -> int:
+    from burnish.cli.curate import curate
+
+    return curate(arguments, console)
+
+
 def _why(arguments: argparse.Namespace) -> int:
     from burnish.cli.health import why
 
@@ -410,6 +416,7 @@ _COMMANDS: dict[str, Command] = {
     "override": _override,
     "overrides": _list_overrides,
     "judge": _judge,
+    "curate": _curate,
     "replay": _replay,
     "export": _export,
     "doctor": _doctor,

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from burnish.core.errors import BurnishError, ConfigError
+from burnish.core.images import SHELF
 from burnish.evaluation.ablation import image_ablation
 from burnish.evaluation.compare import compare
 from burnish.evaluation.doctor import Check, DoctorOptions, examine
@@ -35,6 +36,8 @@ from burnish.loop.worlds import World, load_world
 from burnish.reports.tables import comparison_table, doctor_table
 from burnish.store.reader import RunReader
 from burnish.store.runs import find_run
+
+ENDPOINT = "openai:"
 
 console = Console()
 
@@ -74,41 +77,51 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _subject(arguments: argparse.Namespace, root: Path, overrides: Sequence[str]) -> tuple[Any, Path]:
-    name: str = arguments.policy
-    if name.startswith("openai:"):
-        return _endpoint(arguments, name.removeprefix("openai:"), overrides), root / "evals"
+    """The policy that is evaluated, and the folder that results go to."""
+    base_url, taskset = getattr(arguments, "base_url", ""), getattr(arguments, "taskset", "")
+    if arguments.policy.startswith(ENDPOINT) and not taskset:
+        raise ConfigError("an endpoint has no environment of its own; name one with --taskset, such as shop:heldout")
+    subject, folder = policy_subject(arguments.policy, root, base_url, overrides)
+    return subject, (folder or root) / "evals"
+
+
+def policy_subject(
+    name: str, root: Path, base_url: str = "", overrides: Sequence[str] = ()
+) -> tuple[Subject, Path | None]:
+    """The policy that a word names, and its folder where it is a run: a run, a model folder or id, or openai:MODEL."""
+    if name.startswith(ENDPOINT):
+        return _endpoint(name.removeprefix(ENDPOINT), base_url, overrides), None
     if (Path(name) / "config.json").is_file():
-        return model_subject(name, overrides), root / "evals"
+        return model_subject(name, overrides), None
     try:
         folder = find_run(root, name)
     except BurnishError:
         if "/" not in name or Path(name).exists():
             raise
-        return model_subject(name, overrides), root / "evals"
-    return run_subject(folder, overrides), folder / "evals"
+        return model_subject(name, overrides), None
+    return run_subject(folder, overrides), folder
 
 
-def _endpoint(arguments: argparse.Namespace, model: str, overrides: Sequence[str]) -> Any:
+def _endpoint(model: str, base_url: str, overrides: Sequence[str]) -> Subject:
     """A model behind an OpenAI-compatible endpoint; key and address come from the environment or the command line."""
     from burnish.integrations.openai_chat import OpenAIChatSampler
 
-    base_url = arguments.base_url or os.environ.get("OPENAI_BASE_URL", "")
+    base_url = base_url or os.environ.get("OPENAI_BASE_URL", "")
     if not base_url:
         raise ConfigError("give the endpoint with --base-url or in OPENAI_BASE_URL, such as http://127.0.0.1:8000/v1")
-    if not arguments.taskset:
-        raise ConfigError("an endpoint has no environment of its own; name one with --taskset, such as shop:heldout")
-    recipe = endpoint_recipe(overrides)
-    sampler = OpenAIChatSampler(base_url, model, os.environ.get("OPENAI_API_KEY", ""))
-    return Subject(name=model, sampler=sampler, renderer=None, recipe=recipe)
+    sampler = OpenAIChatSampler(
+        base_url, model, os.environ.get("OPENAI_API_KEY", ""), load_image=lambda part: SHELF.get(part.sha256)
+    )
+    return Subject(name=model, sampler=sampler, renderer=None, recipe=endpoint_recipe(overrides))
 
 
 def _split_options(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Words without a dot are options of the environment, the others recipe keys."""
     options = [word for word in words if "." not in word.partition("=")[0]]
-    return _options(options), [word for word in words if word not in options]
+    return parse_options(options), [word for word in words if word not in options]
 
 
-def _options(words: Sequence[str]) -> dict[str, Any]:
+def parse_options(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         if "=" not in word:
             raise ConfigError(f"{word!r} is not of the form option=value")
@@ -138,7 +151,7 @@ def _evaluation(ref: str, arguments: argparse.Namespace) -> Any:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    world = load_world(arguments.environment, _options(arguments.options), seed=arguments.seed)
+    world = load_world(arguments.environment, parse_options(arguments.options), seed=arguments.seed)
     with console.status(f"examining {world.name} on up to {arguments.tasks} tasks"):
         report = asyncio.run(examine(world, options=DoctorOptions(n=arguments.tasks)))
     if arguments.policy:

@@ -55,10 +55,14 @@ class Detector(Protocol):
     has.  They fix the reliability of what rests on it, a constant for a task.
     """
 
-    name: str
-    version: str
-    true_positive_rate: float | None
-    false_positive_rate: float | None
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def true_positive_rate(self) -> float | None: ...
+    @property
+    def false_positive_rate(self) -> float | None: ...
 
     def knows(self, label: str) -> bool:
         """Whether it can look for this at all."""
@@ -72,9 +76,55 @@ class Detector(Protocol):
 class Segmenter(Protocol):
     """Refines boxes to masks."""
 
-    name: str
-    version: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
 
     def segment(self, image: Pixels, boxes: Sequence[Detection]) -> Sequence[Detection]:
         """The same detections, each with its mask.  Raises DetectorError where it cannot look."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Located:
+    """A detection in one of several images.  `Located(detection=Detection(...), frame=1)`: in the second one."""
+
+    detection: Detection
+    frame: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a teacher reads from images about a question: what an answer should rest on, and the answer.
+
+    `Reading(things=(Located(...),), answer="red")`
+
+    things: what should be cited; others: what else is there.  event, frames: the event that should be cited instead,
+    and the indices (from 0) of its first and last image; empty and None for none.  counts: the answer is the number of
+    things; names: it names one of them.  answer: None where the teacher only says where things are.
+    """
+
+    things: tuple[Located, ...] = ()
+    others: tuple[Located, ...] = ()
+    event: str = ""
+    frames: tuple[int, int] | None = None
+    counts: bool = False
+    names: bool = False
+    answer: str | None = None
+
+
+class QuestionTeacher(Protocol):
+    """Says what the answer to a question about images rests on, from the images and the question alone."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+
+    def read(self, images: Sequence[Pixels], question: str, labels: Sequence[str] = ()) -> Reading:
+        """What it reads.  labels: names of the things to be cited, where the data say them.
+
+        Raises DetectorError where it cannot say: never a reading that is a guess.
+        """
         ...

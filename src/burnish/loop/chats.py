@@ -1,4 +1,4 @@
-"""A user's chats as demonstrations: JSONL with one {"messages": [...]} a line, in the OpenAI form."""
+"""A user's chats as demonstrations: JSONL with one {"messages": [...]} a line, in the OpenAI form, images included."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from burnish.core.content import read_content
 from burnish.core.errors import RenderError, TaskError
 from burnish.core.hashing import content_hash
-from burnish.core.message import Message, Role, TextPart, ToolCall
+from burnish.core.images import ImageError
+from burnish.core.message import ImagePart, Message, Role, ToolCall
 from burnish.core.outcome import COMPLETED
-from burnish.core.sampling import Renderer, Sample
+from burnish.core.sampling import Renderer, Sample, opened
 from burnish.core.tool import ToolSpec
 from burnish.core.trajectory import NO_VERSION, Trajectory
 from burnish.rollout.graph import GraphBuilder
@@ -37,8 +39,9 @@ def read_chats(path: str, renderer: Renderer, *, max_tokens: int) -> Chats:
     """One demonstration for each usable line; every assistant turn is an action.
 
     `{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}`, with `tool_calls`,
-    messages of role tool, and `tools` (schemas) as in the OpenAI form.  A malformed line, or a chat of more than
-    `max_tokens`, is left out and reported.  Raises TaskError where no line or fewer than nine in ten are usable.
+    messages of role tool, and `tools` (schemas) as in the OpenAI form; images as `core.content` reads them, which go on
+    the shelf.  A malformed line, or a chat of more than `max_tokens`, is left out and reported.  Raises TaskError where
+    no line or fewer than nine in ten are usable.
     """
     found: list[Trajectory] = []
     problems: list[str] = []
@@ -46,12 +49,12 @@ def read_chats(path: str, renderer: Renderer, *, max_tokens: int) -> Chats:
         try:
             if line.value is None:
                 raise ValueError(line.problem)
-            chat = _demonstration(line.value, f"sft/chat/{line.number:06d}", renderer)
+            chat = _demonstration(line.value, f"sft/chat/{line.number:06d}", renderer, Path(path))
             longest = max(sum(len(chat.nodes[i].token_ids) for i in chat.path(leaf)) for leaf in chat.leaves())
             if longest > max_tokens:
                 raise ValueError(f"{longest} tokens, and limits.max_context_tokens is {max_tokens}")
             found.append(chat)
-        except (ValueError, RenderError) as error:
+        except (ValueError, RenderError, ImageError) as error:
             problems.append(f"{path}:{line.number}: {error}")
     if not found or len(problems) > MAX_BAD_SHARE * (len(found) + len(problems)):
         listed = "; ".join(problems[:_LISTED]) or "the file is empty"
@@ -59,11 +62,11 @@ def read_chats(path: str, renderer: Renderer, *, max_tokens: int) -> Chats:
     return Chats(trajectories=tuple(found), problems=tuple(problems))
 
 
-def _demonstration(row: Mapping[str, Any], name: str, renderer: Renderer) -> Trajectory:
+def _demonstration(row: Mapping[str, Any], name: str, renderer: Renderer, path: Path) -> Trajectory:
     items = row.get("messages")
     if not isinstance(items, list) or not items:
         raise ValueError('expected {"messages": [...]} with at least one message')
-    messages = [_message(item) for item in items]
+    messages = [_message(item, path) for item in items]
     if messages[0].role is Role.ASSISTANT or not any(m.role is Role.ASSISTANT for m in messages):
         raise ValueError("a chat starts with another role and holds at least one assistant message")
     tools = tuple(_tool(item) for item in _listed(row, "tools"))
@@ -89,7 +92,8 @@ def _graph(messages: Sequence[Message], tools: Sequence[ToolSpec], renderer: Ren
             said.append(message)
             continue
         if not graph.nodes:
-            graph.add_prompt(said, renderer.open(said, tools))
+            ids, images = opened(renderer, said, tools)
+            graph.add_prompt(said, ids, images=images)
         elif said:
             graph.add_observation(said, renderer.extend(graph.messages, said, tools))
         else:
@@ -103,34 +107,25 @@ def _graph(messages: Sequence[Message], tools: Sequence[ToolSpec], renderer: Ren
     return graph
 
 
-def _message(item: Any) -> Message:
+def _message(item: Any, path: Path) -> Message:
     if not isinstance(item, Mapping):
         raise ValueError(f"a message is an object, got {type(item).__name__}")
     if item.get("role") not in list(Role):
         raise ValueError(f"the role of a message is one of {', '.join(Role)}, got {item.get('role')!r}")
     role = Role(item["role"])
-    text = _text(item.get("content"))
+    parts = read_content(item.get("content"), path)
     calls = tuple(_call(call, index) for index, call in enumerate(_listed(item, "tool_calls")))
     if calls and role is not Role.ASSISTANT:
         raise ValueError(f"a {role} message cannot call tools")
+    if role is Role.ASSISTANT and any(isinstance(part, ImagePart) for part in parts):
+        raise ValueError("an assistant message holds no image: nothing here learns to make one")
     return Message(
         role=role,
-        parts=(TextPart(text=text),) if text else (),
+        parts=parts,
         tool_calls=calls,
         tool_call_id=str(item.get("tool_call_id", "")) if role is Role.TOOL else "",
         name=str(item.get("name", "")) if role is Role.TOOL else "",
     )
-
-
-def _text(content: Any) -> str:
-    """Text as it is, or the text parts of the list form joined."""
-    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text", "")) for part in content)
-    if content is None:
-        return ""
-    if not isinstance(content, str):
-        raise ValueError("message content must be text or a list of text parts")
-    return content
 
 
 def _listed(item: Mapping[str, Any], key: str) -> list[Any]:

@@ -153,7 +153,7 @@ class WarmStartSection(Section):
 
     steps: int = Field(0, ge=0, description="0: no warm start")
     traces: int = Field(12_000, ge=1, description="expert traces to generate")
-    data: str = Field("", description='chat JSONL, one {"messages": [...]} a line, instead of expert traces')
+    data: str = Field("", description='chat JSONL, one {"messages": [...]} a line, for expert traces; with images too')
     mistakes: dict[str, float] = Field(
         default_factory=dict, description="share of traces with each of the expert's named mistakes (a noisy expert)"
     )

@@ -18,8 +18,12 @@ _OPEN, _CLOSE = "<think>", "</think>"
 _ANSWER = re.compile(r"<answer>([^<]{0,2000})</answer>", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\{([^{}]{0,500})\}")
 _CONCLUSION = re.compile(
-    r"(?:(?:the|my|final) answer (?:is|must be|should be)|answer:|so it is|therefore,?(?: it is)?|conclusion:)\s{0,3}"
-    r"([^.;\n<]{1,80})",
+    r"\b(?:(?:the|my|final) answer(?: is| must be| should be| has to be|:)|answer:|conclusion:"
+    r"|(?:so|hence|thus|therefore),? (?:it|this|that) (?:is|must be|has to be)"
+    r"|(?:i|we) conclude(?: that)?(?: it is)?|(?:that|this|which) (?:makes|means|gives)(?: it)?)"
+    r"[:,]?\s{0,3}([^.;\n<]{1,80})"
+    # A bare "therefore" also begins whole sentences, which restate no answer: a few words and no more are one.
+    r"|\b(?:hence|thus|therefore)[:,]?\s{1,3}([^\s.;:,\n<]{1,30}(?:\s[^\s.;:,\n<]{1,30}){0,3})\s{0,3}(?=[.;\n<]|$)",
     re.IGNORECASE,
 )
 _FINDERS = (syntax.tags, syntax.json_objects, syntax.times, syntax.inline, syntax.named, syntax.actions)
@@ -54,7 +58,7 @@ def parse(response: str, spec: ParseSpec) -> Parsed:
     evidence, malformed = _evidence(
         where, syntax.Reading(frame=spec.frame, convention=spec.convention, tag_convention=spec.tag_convention)
     )
-    conclusions = _CONCLUSION.findall(reasoning)
+    conclusions = [long or short for long, short in _CONCLUSION.findall(reasoning)]
     return Parsed(
         mode=mode,
         reasoning=reasoning,

@@ -145,6 +145,52 @@ def region_from_json(data: Mapping[str, Any]) -> Region:
     raise ValueError(f"no region: {kind} {value!r}")
 
 
+def region_to_json(region: Region) -> dict[str, Any]:
+    """Inverse of `region_from_json`.
+
+    >>> region_to_json(BoxRegion(bounds=(0.0, 0.0, 4.0, 2.0)))
+    {'box': [0.0, 0.0, 4.0, 2.0]}
+    """
+    if isinstance(region, MaskRegion):
+        return {"mask": {"left_px": region.left_px, "top_px": region.top_px, "rows": list(region.rows)}}
+    if isinstance(region, DiscRegion):
+        return {"disc": [region.x_px, region.y_px, region.radius_px]}
+    if isinstance(region, PolygonRegion):
+        return {"polygon": [list(corner) for corner in region.corners]}
+    return {"box": list(region.bounds)}
+
+
+def place_in(region: Region) -> tuple[float, float]:
+    """A place that is in a region for sure: its middle, else the pixel of it that is nearest to the middle.
+
+    >>> place_in(BoxRegion(bounds=(0.0, 0.0, 4.0, 2.0)))
+    (2.0, 1.0)
+    """
+    left, top, right, bottom = region.bounds
+    places = [((left + right) / 2, (top + bottom) / 2)]
+    if isinstance(region, MaskRegion):
+        marked = [
+            (region.left_px + column + 0.5, region.top_px + row + 0.5)
+            for row, text in enumerate(region.rows)
+            for column, mark in enumerate(text)
+            if mark == "1"
+        ]
+        places = [(sum(x for x, _ in marked) / len(marked), sum(y for _, y in marked) / len(marked))]
+        places.append(min(marked, key=lambda at: math.dist(at, places[0])))
+    if isinstance(region, PolygonRegion):
+        # The middle of three corners in a row, one of which is inside of a polygon that is hollow in its own middle.
+        places += [
+            ((a[0] + b[0] + c[0]) / 3, (a[1] + b[1] + c[1]) / 3)
+            for a, b, c in zip(
+                region.corners,
+                region.corners[1:] + region.corners[:1],
+                region.corners[2:] + region.corners[:2],
+                strict=True,
+            )
+        ]
+    return next((place for place in places if region.distance_px(*place) == 0.0), places[-1])
+
+
 def iou(one: Bounds, other: Bounds) -> float:
     """Intersection over union of two rectangles.
 
