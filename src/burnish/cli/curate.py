@@ -34,6 +34,7 @@ from burnish.graders.curation import (
 )
 from burnish.graders.curation.pixels import decoder
 from burnish.graders.curation.references import TRUTH, LabelTeacher
+from burnish.graders.graph_files import GraphFiles
 from burnish.graders.importing import imported
 from burnish.loop.answering import responses
 from burnish.loop.standalone import parse_taskset
@@ -172,7 +173,7 @@ def _teacher(name: str) -> QuestionTeacher | None:
         return LabelTeacher(TransformersDetector(model=model))
     if not model:
         raise ConfigError(f"unknown teacher {name!r}: truth, references, shapes, transformers:MODEL, or FILE.py:NAME")
-    made = imported(name, Path())()
+    made = imported(name, GraphFiles(Path()))()
     return made if hasattr(made, "read") else LabelTeacher(made)
 
 
