@@ -240,6 +240,9 @@ def test_a_steady_judge_is_checked_and_nothing_is_found(graph: Path, tmp_path: P
     assert checks(reader, "drift") == checks(reader, "changed") == [0.0, 0.0]
     assert checks(reader, "missing") == [0.0, 0.0, 0.0]
     assert findings(reader, "judge_drift") == []
+    write_report(tmp_path / "whole", tmp_path / "report.html")
+    assert "judge_check/moody/agreement" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert reader.verify() == []
     resumed(tmp_path / "cut", *words)
     assert differences(facts(tmp_path / "whole"), facts(tmp_path / "cut")) == []
 

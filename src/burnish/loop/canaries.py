@@ -94,7 +94,7 @@ class Canaries:
             seed=derive_seed(recipe.run.seed, "canary", state.rl_step),
             temperature=recipe.rl.temperature,
         )
-        trajectories, grades, _ = session.rollout(evaluation_plans(twins, spec), spec.params, hold=False)
+        trajectories, grades, seconds = session.rollout(evaluation_plans(twins, spec), spec.params, hold=False)
         outcomes = {
             trajectory.id: canary_outcome(visible_pass=passed, answer=trajectory.answer)
             for trajectory, given in zip(trajectories, grades, strict=True)
@@ -112,7 +112,8 @@ class Canaries:
             )
             for trajectory, given in zip(trajectories, grades, strict=True)
         ]
-        scalars = canary_scalars(list(outcomes.values())) | {"excluded": float(len(trajectories) - len(outcomes))}
+        scalars = {"excluded": float(len(trajectories) - len(outcomes)), "time/rollout_s": seconds}
+        scalars |= canary_scalars(list(outcomes.values()))
         return Noticed(scalars=scalars, events=[finding_event(one) for one in findings], rows=rows)
 
 

@@ -244,7 +244,8 @@ def _phases(scalars: Mapping[str, Mapping[str, Points]], steps: Sequence[StepInf
     for phase, title in (("sft", "warm start (SFT)"), ("rl", "RL"), ("eval", "held-out evaluations")):
         members = [info for info in steps if info.phase == phase]
         if members:
-            count = len(members) if phase == "eval" else members[-1].step
+            evaluated = scalars.get("eval", {}).get("success", ())
+            count = len(evaluated) if phase == "eval" else members[-1].step
             rate = number(rates.get(phase))
             found.append({"title": title, "steps": count, "seconds": number(seconds[phase]), "tokens_per_s": rate})
     return found
