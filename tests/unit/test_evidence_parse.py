@@ -121,6 +121,25 @@ def test_the_conclusion_of_the_reasoning() -> None:
     assert read("<think>dog (1, 2). So the answer is 4</think>3").conclusion == "4"
 
 
+@pytest.mark.parametrize(
+    ("words", "answer", "conclusion"),
+    [
+        ("Hence 4", "3", "4"),
+        ("Therefore, it must be blue", "red", "blue"),
+        ("That makes it 4.", "3", "4"),
+        ("I conclude that it is in the top left", "top left", "top left"),
+        ("I conclude no", "yes", "no"),
+        ("My answer has to be 4 or 3", "3", "4 or 3"),
+        ("Therefore it is left of it", "yes", ""),
+        ("This means there are more dogs than cats in the picture", "red", ""),
+        ("Thus there are two", "2", ""),
+        ("Hence 4. So it is 3", "3", "3"),
+    ],
+)
+def test_conclusions_in_other_words_and_sentences_that_are_none(words: str, answer: str, conclusion: str) -> None:
+    assert read(f"<think>dog (1, 2). {words}</think>{answer}").conclusion == conclusion
+
+
 @pytest.mark.parametrize("text", [*HOSTILE_ANSWERS, "(" * 19_000, "<point " * 2800, "a (1, 2) " * 2200, "[1," * 6000])
 def test_every_text_is_read_quickly(text: str) -> None:
     began_s = time.perf_counter()

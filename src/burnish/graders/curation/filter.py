@@ -19,7 +19,7 @@ from burnish.core.images import ImageError
 from burnish.graders.curation.example import Example
 from burnish.graders.curation.references import Decode, found
 from burnish.graders.evidence import Mode
-from burnish.graders.evidence.syntax import clean_label
+from burnish.graders.evidence.parse import holds
 from burnish.graders.grounding.result import Component, Status, ToolResult
 from burnish.graders.grounding.spatial_tools import SAME_PLACE, BoxOverlap, PointInRegion, settled
 from burnish.graders.grounding.spec import GroundingSpec
@@ -199,9 +199,8 @@ def _closes(record: Record) -> bool:
     """Whether the words after the last citation, where there are some, hold the answer."""
     parsed = record.parsed
     last = max((item.source[1] for item in parsed.evidence), default=0)
-    words = clean_label(re.sub(r"[^\w-]+", " ", parsed.reasoning[last:])).split()
-    answer = clean_label(parsed.answer or "").split()
-    return not words or any(words[at : at + len(answer)] == answer for at in range(len(words)))
+    words = re.sub(r"[^\w-]+", " ", parsed.reasoning[last:]).strip()
+    return not words or holds(words, parsed.answer or "")
 
 
 def _reasoning(result: ToolResult, record: Record) -> list[tuple[Fault, str]]:

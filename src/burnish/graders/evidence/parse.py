@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from burnish.graders.evidence import syntax
 from burnish.graders.evidence.coordinates import Convention, Frame
 from burnish.graders.evidence.kinds import Claim, Evidence, Malformed, Mode, Parsed, Source
-from burnish.graders.rules import MAX_ANSWER_CHARS, normalised
+from burnish.graders.rules import MAX_ANSWER_CHARS, normalised, parse_number
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _ANSWER = re.compile(r"<answer>([^<]{0,2000})</answer>", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\{([^{}]{0,500})\}")
 _CONCLUSION = re.compile(
-    r"\b(?:(?:the|my|final) answer(?: is| must be| should be| has to be|:)|answer:|conclusion:"
-    r"|(?:so|hence|thus|therefore),? (?:it|this|that) (?:is|must be|has to be)"
-    r"|(?:i|we) conclude(?: that)?(?: it is)?|(?:that|this|which) (?:makes|means|gives)(?: it)?)"
-    r"[:,]?\s{0,3}([^.;\n<]{1,80})"
-    # A bare "therefore" also begins whole sentences, which restate no answer: a few words and no more are one.
-    r"|\b(?:hence|thus|therefore)[:,]?\s{1,3}([^\s.;:,\n<]{1,30}(?:\s[^\s.;:,\n<]{1,30}){0,3})\s{0,3}(?=[.;\n<]|$)",
+    r"\b(?:(?:the|my|final) answer(?: is| must be| should be| has to be|:)|answer:|conclusion:)\s{0,3}([^.;\n<]{1,80})"
+    # These also begin sentences that restate no answer: a few words and no more are taken for one.
+    r"|\b(?:(?:so|hence|thus|therefore),? it (?:is|must be|has to be)|hence|thus|therefore|(?:i|we) conclude(?: that)?"
+    r"(?: it is)?|(?:that|this|which) (?:makes|means|gives)(?: it)?)[:,]?\s{1,3}"
+    r"([^\s.;:,\n<]{1,30}(?:\s[^\s.;:,\n<]{1,30}){0,3})\s{0,3}(?=[.;\n<]|$)",
     re.IGNORECASE,
 )
+_YES_NO = ("yes", "no")
 _FINDERS = (syntax.tags, syntax.json_objects, syntax.times, syntax.inline, syntax.named, syntax.actions)
 
 
@@ -58,7 +58,8 @@ def parse(response: str, spec: ParseSpec) -> Parsed:
     evidence, malformed = _evidence(
         where, syntax.Reading(frame=spec.frame, convention=spec.convention, tag_convention=spec.tag_convention)
     )
-    conclusions = [long or short for long, short in _CONCLUSION.findall(reasoning)]
+    stated = [said or _restated(loose, answer or "") for said, loose in _CONCLUSION.findall(reasoning)]
+    conclusions = [text for text in stated if text]
     return Parsed(
         mode=mode,
         reasoning=reasoning,
@@ -96,6 +97,30 @@ def _answer(rest: str) -> tuple[str | None, tuple[str, ...]]:
     if normalised(rest[stated[-1][0] :]).strip("$ \\)]"):
         return None, ("text_after_answer",)
     return (stated[-1][1], ()) if stated[-1][1] else (None, ("no_answer",))
+
+
+def holds(text: str, answer: str) -> bool:
+    """Whether the words of an answer stand in a text, one after another.
+
+    >>> holds("it is in the top left", "Top left"), holds("it is left", "top left")
+    (True, False)
+    """
+    words, given = syntax.clean_label(text).split(), syntax.clean_label(answer).split()
+    return any(words[at : at + len(given)] == given for at in range(len(words)))
+
+
+def _restated(text: str, answer: str) -> str:
+    """What a loose "therefore" concludes: the answer where its words are there, else what is of the answer's own kind.
+
+    "therefore it is left of it" does not speak against "yes".
+    """
+    if holds(text, answer):
+        return answer
+    if parse_number(answer) is not None:
+        return text if parse_number(text) is not None else ""
+    if normalised(answer) in _YES_NO:
+        return text if normalised(text) in _YES_NO else ""
+    return text
 
 
 def _evidence(text: str, reading: syntax.Reading) -> tuple[tuple[Evidence, ...], tuple[Malformed, ...]]:
