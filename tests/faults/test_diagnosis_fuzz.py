@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import burnish.diagnosis
+from burnish.cli import main
 from burnish.diagnosis import reading
 from burnish.diagnosis.diagnose import Engine, diagnosis_json
 from burnish.diagnosis.formats.atif import read_atif, write_atif
@@ -106,12 +107,47 @@ def test_any_json_is_read_or_reported(tmp_path_factory: pytest.TempPathFactory, 
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(value=tree, junk=st.binary(max_size=60))
-def test_the_good_ones_come_through(tmp_path_factory: pytest.TempPathFactory, value: Any, junk: bytes) -> None:
+@given(value=tree, junk=st.binary(max_size=60), order=st.permutations(range(4)))
+def test_the_good_ones_come_through(
+    tmp_path_factory: pytest.TempPathFactory, value: Any, junk: bytes, order: list[int]
+) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "a.jsonl"
     line = junk.replace(b"\n", b" ").replace(b"\r", b" ")
-    path.write_bytes(f"{GOOD}\n{json.dumps(value)}\n".encode() + line + f"\n{GOOD}\n".encode())
+    lines = (GOOD.encode(), json.dumps(value).encode(), line, GOOD.encode())
+    path.write_bytes(b"\n".join(lines[place] for place in order) + b"\n")
     assert through(path)[0] >= 2
+
+
+CHAT = json.dumps(json.loads(GOOD)["messages"])
+PRETTY = json.dumps(json.loads(GOOD), indent=1)
+LAYOUTS = {
+    "the first line is cut": (f'{{"messages": [{{"role": "user"\n{GOOD}\n{GOOD}\n', 2, [1]),
+    "the first line is a brace": (f"{{\n{GOOD}\n{GOOD}\n", 2, [1]),
+    "the first line opens a list": (f'[{{"role": "user"\n{GOOD}\n{GOOD}\n', 2, [1]),
+    "lists of messages": (f"{CHAT}\n{CHAT}\n", 2, []),
+    "an array": (f"[{GOOD},\n{GOOD}]", 2, []),
+    "an element is cut": (f"[{GOOD},\n{GOOD[:-3]},\n{GOOD},\n{GOOD}]", 3, [2, 4]),
+    "an element has an open string": (f'[{GOOD},\n{{"messages": "x}},\n{GOOD},\n{GOOD}]', 3, [2, 4]),
+    "the array is cut": (f"[{GOOD},\n{GOOD},\n{GOOD[:30]}", 2, [3]),
+    "an open string before everything": (f'["\n{GOOD}\n{GOOD}\n', 2, [4]),
+    "a list before everything": (f"[]\n{GOOD}\n{GOOD}\n", 2, [1]),
+    "lines after an array": (f"[{GOOD},\n{GOOD}\n]\n{GOOD}\nrest\n{GOOD}", 4, [5]),
+    "commas at the ends of lines": (f"{GOOD},\n{GOOD},\n", 2, []),
+    "an object over many lines": (PRETTY, 1, []),
+    "two of them": (f"{PRETTY}\n{PRETTY}\n", 2, []),
+    "the second of two is cut": (f"{PRETTY}\n{PRETTY[:-4]}", 1, [PRETTY.count("\n") + 2]),
+    "nothing": ("\n \n", 0, []),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_is_broken_swallows_nothing_whole(tmp_path: Path, name: str) -> None:
+    text, good, bad = LAYOUTS[name]
+    path = tmp_path / "a.json"
+    path.write_text(text, encoding="utf-8")
+    rows = list(read_records(path))
+    assert sum(isinstance(row, Record) for row in rows) == good
+    assert [row.line for row in rows if isinstance(row, BadRecord)] == bad
 
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -165,6 +201,21 @@ def test_hostile_records_neither_crash_nor_spoil_others(tmp_path: Path, name: st
     good, bad = through(path)
     assert good >= 2
     assert good + bad == 3
+
+
+@pytest.mark.parametrize("name", ["markup", "surrogate", "deep but legal", "regular expression", "circle of schemas"])
+def test_the_command_shows_them_without_their_tricks(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{GOOD}\n{HOSTILE[name]}\nnonsense\n{GOOD}\n", encoding="utf-8")
+    words = ["--all", "--report", str(tmp_path / "r.html"), "--out", str(tmp_path / "o.jsonl")]
+    assert main(["diagnose", str(path), *words]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "bad record" in " ".join(shown.split())
+    made = [line for line in shown.splitlines() if str(tmp_path) not in line]
+    assert max(map(len, made)) <= 80
 
 
 def test_nothing_that_stands_in_a_record_is_executed(tmp_path: Path) -> None:

@@ -31,6 +31,21 @@ def parse_json(text: str | bytes) -> Any:
         raise RecordError(f"not JSON: {type(error).__name__}: {str(error)[:120]}") from None
 
 
+def json_at(text: str, at: int) -> tuple[Any, int]:
+    """The value that begins at a place of a text and where it ends; as `parse_json` else.
+
+    >>> json_at('{"a": 1} {"b": 2}', 9)
+    ({'b': 2}, 17)
+    """
+    try:
+        return _DECODER.raw_decode(text, at)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"not JSON: {type(error).__name__}: {str(error)[:120]}") from None
+
+
+_DECODER = json.JSONDecoder(parse_constant=str)
+
+
 def bounded(value: Any, depth: int = MAX_DEPTH) -> Any:
     """A JSON value of at most `depth` levels, its numbers such that JSON can hold them; raises RecordError."""
     if depth < 0:

@@ -1,30 +1,23 @@
 """Any trajectory file as a stream of records; what cannot be read is reported by file and line, and the rest goes on.
 
-JSONL is read line by line and a JSON array element by element, so that memory holds one record; a single JSON object
-(an Inspect log, an OTLP export) is read whole, up to `MAX_WHOLE` bytes.  The format is seen from each record's keys.
+Where its values stand in the file is the business of `layout`; the format is seen from each record's keys.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from burnish.core.errors import StoreError
 from burnish.diagnosis.formats.agentrx import read_agentrx
 from burnish.diagnosis.formats.atif import read_atif
 from burnish.diagnosis.formats.chat import read_chat, read_tau
 from burnish.diagnosis.formats.inspect_log import read_sample, samples_of
 from burnish.diagnosis.formats.spans import read_spans
-from burnish.diagnosis.plain import RecordError, parse_json
+from burnish.diagnosis.layout import values_of
+from burnish.diagnosis.plain import RecordError
 from burnish.diagnosis.record import Record
-
-MAX_LINE = 64 * 1024 * 1024
-MAX_WHOLE = 1024 * 1024 * 1024
-_CHUNK = 1 << 18
-_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["{}\[\]]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +76,7 @@ def read_records(path: Path, format: str = "") -> Iterator[Record | BadRecord]:
     format: one of `FORMATS`, or "" to see it from the record.  Raises StoreError where the file cannot be opened.
     """
     pending: list[tuple[int, Any]] = []
-    for number, (line, value) in enumerate(_values(path), start=1):
+    for number, (line, value) in enumerate(values_of(path), start=1):
         if isinstance(value, RecordError):
             yield BadRecord(path=path, line=line, why=str(value))
             continue
@@ -139,97 +132,3 @@ def _trace(value: Mapping[str, Any]) -> str:
     context = value.get("context")
     found = value.get("traceId") or value.get("trace_id")
     return str(found or (context.get("trace_id") if isinstance(context, Mapping) else ""))
-
-
-def _values(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line, JSON value or RecordError) of a file, whatever its layout."""
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
-            start = file.read(_CHUNK)
-            file.seek(0)
-            layout = _layout(start)
-            if layout == "array":
-                yield from _elements(file)
-            elif layout == "object":
-                text = file.read(MAX_WHOLE + 1)
-                yield 1, _too_long(MAX_WHOLE) if len(text) > MAX_WHOLE else _parsed(text)
-            else:
-                yield from _lines(file)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error}") from error
-
-
-def _layout(start: str) -> str:
-    """ "array", "object" (one that goes over many lines) or "lines"."""
-    text = start.lstrip()
-    if text.startswith("["):
-        first = text.split("\n", 1)[0].strip()
-        # A list on each line is a chat per line; a list that its first line does not close is the whole file.
-        closed = first.endswith("]") and not isinstance(_parsed(first), RecordError)
-        return "lines" if closed and "\n[" in text else "array"
-    if text.startswith("{"):
-        first, newline, rest = text.partition("\n")
-        if newline and rest.strip() and first.rstrip() == "{":
-            return "object"
-        if newline and not first.rstrip().endswith("}"):
-            return "object"
-    return "lines"
-
-
-def _lines(file: TextIO) -> Iterator[tuple[int, Any]]:
-    line = 0
-    while text := file.readline(MAX_LINE):
-        line += 1
-        if len(text) == MAX_LINE and not text.endswith("\n"):
-            while rest := file.readline(MAX_LINE):
-                if rest.endswith("\n"):
-                    break
-            yield line, _too_long(MAX_LINE)
-        elif text.strip():
-            yield line, _parsed(text)
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return parse_json(text)
-    except RecordError as error:
-        return error
-
-
-def _elements(file: TextIO) -> Iterator[tuple[int, Any]]:
-    """Elements of a top-level array by counting brackets outside strings; a broken element spoils no other."""
-    buffer, depth, start, line, at, dropped = "", 0, -1, 1, 0, False
-    # A string without end is scanned again with every read, so reads grow with what is waiting.
-    while chunk := file.read(max(_CHUNK, len(buffer))):
-        buffer += chunk
-        for match in _TOKEN.finditer(buffer, at):
-            token = match[0]
-            if token == '"':
-                at = match.start()
-                break
-            at = match.end()
-            if token in "{[":
-                depth += 1
-                start = match.start() if depth == 2 else start
-            elif token in "}]":
-                depth -= 1
-                if depth == 1 and start >= 0:
-                    where = line + buffer.count("\n", 0, start)
-                    yield where, _too_long(MAX_LINE) if dropped else _parsed(buffer[start : match.end()])
-                    start, dropped = -1, False
-        else:
-            at = len(buffer)
-        keep = start if start >= 0 else at
-        if len(buffer) - keep > MAX_LINE:
-            dropped, keep = True, at
-        line += buffer.count("\n", 0, keep)
-        buffer, at, start = buffer[keep:], at - keep, 0 if start >= 0 else -1
-        if len(buffer) > 2 * MAX_LINE:
-            yield line, _too_long(MAX_LINE)
-            return
-    if depth > 0:
-        yield line, RecordError("the file ends within a record")
-
-
-def _too_long(limit: int) -> RecordError:
-    return RecordError(f"longer than {limit} characters")

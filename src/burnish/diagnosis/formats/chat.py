@@ -188,8 +188,9 @@ def _action(row: Mapping[str, Any]) -> Call:
 
 
 def read_chat(row: Any, position: int) -> Record:
-    """A row of chat JSONL: `messages` (or `conversations`, `prompt` + `completion`, `chosen`), `tools`, any reward."""
-    data = mapping(row, "a record")
+    """A row of chat JSONL: `messages` (or `conversations`, `prompt` + `completion`, `chosen`), `tools`, any reward; or
+    the list of messages alone."""
+    data = mapping({"messages": row} if isinstance(row, list) else row, "a record")
     key = next((k for k in ("messages", "conversations", "traj", "trajectory", "chosen") if k in data), "")
     messages = data.get(key)
     if not key and isinstance(data.get("prompt"), list):
