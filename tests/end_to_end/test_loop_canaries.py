@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,28 @@ def test_a_world_without_the_hole_finds_nothing(tmp_path: Path) -> None:
     reader = run(tmp_path / "tight", f"canaries.impossible={SHARE}", "rollout.mode=async")
     assert len(twins_of(reader)) == int(SHARE * GROUPS * STEPS)
     assert findings(reader, "canary_cheat") == findings(reader, "canary_share") == []
+
+
+def test_steps_that_a_resume_takes_again_have_their_canaries_once(graph: Path, tmp_path: Path) -> None:
+    """As after a kill: canaries were stored, and the checkpoint after them was not."""
+    words = (HOLE, f"canaries.impossible={SHARE}", *judge_words(graph))
+    run(tmp_path / "whole", *words)
+    ask, folder = StopAt("rl", 3), tmp_path / "cut"
+    with pytest.raises(RunStopped, match="stopped on request"):
+        run(folder, *words, watch=ask.watch, stop=ask.stop)
+    stored = len(RunReader(folder).steps("eval"))
+    shutil.rmtree(folder / "checkpoints" / "rl-000003")
+    resume_run(folder)
+    reader = RunReader(folder)
+    assert [event.detail for event in reader.events("resumed")] == ["from rl-000002"]
+    assert len(reader.steps("eval", include_superseded=True)) > len(reader.steps("eval")) > stored
+    assert differences(facts(tmp_path / "whole"), facts(folder)) == []
+    told = [
+        [one.trajectory_ids for one in findings(found, "canary_cheat")]
+        for found in (RunReader(tmp_path / "whole"), reader)
+    ]
+    assert told[0] == told[1]
+    assert checks(reader, "agreement") == checks(RunReader(tmp_path / "whole"), "agreement")
 
 
 def test_the_comparison_sees_a_watch_that_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
