@@ -11,7 +11,7 @@ from burnish.diagnosis.constraint import PASS, UNKNOWN, Constraint, Event, Found
 from burnish.diagnosis.plain import real
 from burnish.diagnosis.talk import ASKS_TO_ACT, LEAVES, REFUSES, consents, content_words
 from burnish.diagnosis.taxonomy import Category, Fault
-from burnish.diagnosis.view import CallView, View, leaves
+from burnish.diagnosis.view import MOST_NUMBERS, CallView, View, leaves
 
 _IDENTIFIER = re.compile(r"^(?=.*\d)[#\w@.+:/-]{4,80}$")
 _NUMBERED = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*])\s+(.{3,200})$", re.M)
@@ -65,13 +65,12 @@ def _number(view: View, call: CallView) -> Found:
 
 
 def numbers_before(view: View, before: int) -> set[float]:
-    """Numbers that stand in any message before a position, at most 600 of them."""
+    """Numbers that stand in any message before a position, little more than `MOST_NUMBERS` of them."""
     found: set[float] = set()
-    for text in view.lowered[:before]:
-        for match in re.finditer(r"(?<![\w.])-?\d[\d,]{0,12}(?:\.\d{1,6})?", text[:50_000]):
-            found.add(round(float(match[0].replace(",", "")), 2))
-            if len(found) > 600:
-                return found
+    for position in range(before):
+        found |= view.numbers(position)
+        if len(found) > MOST_NUMBERS:
+            break
     return found
 
 

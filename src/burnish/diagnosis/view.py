@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 from burnish.diagnosis.plain import RecordError, parse_json
@@ -26,6 +27,9 @@ _OUTAGE = re.compile(
     r"not respond|service error|try again later",
     re.I,
 )
+_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]{0,12}(?:\.\d{1,6})?")
+MOST_NUMBERS = 600
+"""More of one trajectory say nothing: some two of them give any other."""
 ATOM = re.compile(r"\d+(?:\.\d+)?|[^\W\d_][\w'-]*")
 MAX_ATOM_TEXT = 50_000
 MAX_DEPTH = 8
@@ -87,6 +91,7 @@ class ToolKinds:
         return bool(name) and not any(lowered.startswith(word) for word in READING_WORDS)
 
 
+@lru_cache(maxsize=4096)
 def matches(patterns: str, name: str) -> bool:
     """Whether a name fits one of several patterns with "*"; no regular expressions, since strangers write these.
 
@@ -111,6 +116,7 @@ class View:
     _first: dict[str, int] = field(default_factory=dict)
     _atoms: dict[str, tuple[int, str]] = field(default_factory=dict)
     _talk: str | None = None
+    _numbers: dict[int, frozenset[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.items = self.record.items
@@ -212,6 +218,17 @@ class View:
     def writes(self) -> list[CallView]:
         """Calls of tools that write, errors included."""
         return [call for call in self.calls if call.is_write]
+
+    def numbers(self, position: int) -> frozenset[float]:
+        """Numbers in a message, to two places, at most one more than `MOST_NUMBERS`."""
+        if position not in self._numbers:
+            found: set[float] = set()
+            for match in _NUMBER.finditer(self.lowered[position][:50_000]):
+                found.add(round(float(match[0].replace(",", "")), 2))
+                if len(found) > MOST_NUMBERS:
+                    break
+            self._numbers[position] = frozenset(found)
+        return self._numbers[position]
 
     @property
     def has_user(self) -> bool:
