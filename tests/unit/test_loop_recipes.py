@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from burnish.core.errors import ConfigError
 from burnish.loop.config import ENVIRONMENTS, FORKABLE_SECTIONS, Recipe
 from burnish.loop.recipes import all_keys, apply_overrides, builtin_recipes, load_recipe, validate
+from burnish.loop.setup import loss_settings
 
 
 @pytest.fixture
@@ -260,3 +261,17 @@ def test_all_keys_are_leaves() -> None:
 def test_sections_that_a_fork_may_change_exist() -> None:
     assert set(FORKABLE_SECTIONS) < set(Recipe.model_fields)
     assert {"model", "warm_start"} == set(Recipe.model_fields) - set(FORKABLE_SECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("words", "correction"),
+    [
+        ([], "none"),
+        (["rollout.mode=async"], "none"),
+        (["rl.loss=gspo"], "none"),
+        (["rl.loss=gspo", "rollout.mode=async"], "token_truncate"),
+        (["rl.correction=sequence_mask", "rollout.mode=async"], "sequence_mask"),
+    ],
+)
+def test_the_correction_that_is_taken_by_itself(words: list[str], correction: str) -> None:
+    assert loss_settings(load_recipe("demo", words))["rl"].options["correction"] == correction

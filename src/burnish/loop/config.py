@@ -210,8 +210,8 @@ class RLSection(Section):
     moment_cap: float | None = Field(None, gt=0, description="m2po alone; unset: .04")
     correction: Literal["auto", "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
         "auto",
-        description="importance weight of tokens that an older policy drew; auto: none in a synchronous run, else "
-        "token_truncate, which bounds the variance at little bias",
+        description="importance weight of tokens that an older policy drew; auto: none, whose trust region is around "
+        "the policy that drew them, but token_truncate for gspo in an asynchronous run",
     )
     correction_cap: float | None = Field(None, gt=0, description="largest weight; unset: the correction's own")
     correction_floor: float | None = Field(None, gt=0, description="smallest weight that a mask keeps")
