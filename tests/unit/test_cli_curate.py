@@ -132,6 +132,7 @@ def test_a_users_own_pictures_and_detector(tmp_path: Path, capsys: Any) -> None:
         (["find", "{chats}", "--out", "{new}"], "name a --teacher"),
         (["find", "scenes", "--out", "{chats}"], "exists; name a new file"),
         (["overlay", "{empty}", "--out", "{new}"], "is empty"),
+        (["trace", "{chats}", "--out", "{new}"], "it has no references; find them first"),
         (["trace", "{chats}", "--out", "{new}", "size=3"], "only find takes options"),
         (["trace", "{chats}", "--out", "{new}", "--writer", "openai:x"], "give the endpoint"),
         (["filter", "{chats}", "--out", "{new}", "--teacher", "oracle"], "unknown teacher"),
@@ -153,7 +154,10 @@ def test_what_cannot_be_done_is_said(
         "page": tmp_path / "page.html",
     }
     assert curate(*(word.format(**files) for word in words)) != 0
-    assert said in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert said in told.err + told.out
+    assert not files["new"].exists() or not files["new"].read_text()
+    assert not list(tmp_path.glob("*.part"))
 
 
 class _Replies:

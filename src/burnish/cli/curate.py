@@ -66,14 +66,24 @@ def _find(arguments: argparse.Namespace, console: Console) -> int:
     teacher = _teacher(arguments.teacher or TRUTH)
     decode, left_out = decoder(SHELF), Counter[str]()
 
-    def run() -> Iterator[Example]:
-        for example in _sources(arguments, left_out):
-            try:
-                yield example if teacher is None else found(replace(example, reference={}), teacher, decode)
-            except (DetectorError, ImageError) as error:
-                left_out[str(error)] += 1
+    def look(example: Example) -> Example:
+        return example if teacher is None else found(replace(example, reference={}), teacher, decode)
 
-    return _done(console, _write(Path(arguments.out), run()), left_out, arguments.out)
+    made = _each(_sources(arguments, left_out), look, left_out)
+    return _done(console, _write(Path(arguments.out), made), left_out, arguments.out)
+
+
+def _each(
+    examples: Iterable[Example], stage: Callable[[Example], Example], left_out: Counter[str]
+) -> Iterator[Example]:
+    """What a stage makes of the examples; those that it cannot do are counted by their problem."""
+    for example in examples:
+        try:
+            made = stage(example)
+        except (DetectorError, ImageError, TaskError) as error:
+            left_out[str(error).removeprefix(f"{example.id}: ")] += 1
+        else:
+            yield made
 
 
 def _sources(arguments: argparse.Namespace, left_out: Counter[str]) -> Iterator[Example]:
@@ -97,15 +107,16 @@ def _sources(arguments: argparse.Namespace, left_out: Counter[str]) -> Iterator[
 
 def _overlay(arguments: argparse.Namespace, console: Console) -> int:
     left_out: Counter[str] = Counter()
-    written = _write(Path(arguments.out), (overlaid(one, SHELF) for one in _read(Path(arguments.source), left_out)))
-    return _done(console, written, left_out, arguments.out)
+    examples = _read(Path(arguments.source), left_out)
+    made = _each(examples, lambda example: overlaid(example, SHELF), left_out)
+    return _done(console, _write(Path(arguments.out), made), left_out, arguments.out)
 
 
 def _trace(arguments: argparse.Namespace, console: Console) -> int:
     left_out: Counter[str] = Counter()
     examples = list(_read(Path(arguments.source), left_out))
     if arguments.writer == OWN:
-        made: Iterable[Example] = (cited(example) for example in examples)
+        made: Iterable[Example] = _each(examples, cited, left_out)
     else:
         subject, _ = policy_subject(arguments.writer, Path(arguments.root), arguments.base_url)
         # A run is asked as it was trained, whoever else sees the references.
@@ -195,22 +206,27 @@ def _read(path: Path, left_out: Counter[str]) -> Iterator[Example]:
 
 
 class _Writer:
-    """A JSONL file of examples, whose images are kept beside it."""
+    """A JSONL file of examples, whose images are kept beside it; whole, or not there at all."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._images = path, images_beside(path)
+        self._part = path.with_name(f"{path.name}.part")
         self._file: TextIO | None = None
 
     def __enter__(self) -> _Writer:
         if self._path.exists():
             raise ConfigError(f"{self._path} exists; name a new file")
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w", encoding="utf-8")
+        self._file = self._part.open("w", encoding="utf-8")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+        if kind is None:
+            self._part.replace(self._path)
+        else:
+            self._part.unlink(missing_ok=True)
 
     def write(self, example: Example, verdict: Verdict | None = None) -> None:
         """One line."""

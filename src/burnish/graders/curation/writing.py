@@ -24,8 +24,11 @@ INSTRUCTIONS = (
 def cited(example: Example) -> Example:
     """The example with the shortest trace that cites every reference, from left to right, and answers.
 
-    `<think>red circle (12, 20), blue square (5, 7)</think>yes`.  Raises TaskError where nothing says the answer.
+    `<think>red circle (12, 20), blue square (5, 7)</think>yes`.  Raises TaskError where nothing says the answer or
+    what it rests on.
     """
+    if "grounding" not in example.reference:
+        raise TaskError(f"{example.id}: it has no references; find them first")
     answer = example.answer or str(example.reference.get("answer", ""))
     if not answer:
         raise TaskError(f"{example.id}: neither the data nor the teacher say the answer; let a model write the trace")
