@@ -184,6 +184,7 @@ def test_a_queue_draws_kinds_resumes_with_them_and_lets_control_go_first() -> No
     assert other.next(20, step=2, knobs=Knobs(), kind_shares=shares) == queue.next(
         20, step=2, knobs=Knobs(), kind_shares=shares
     )
+    assert "kinds" not in TaskQueue(tasks(), 3, "skill").state(), "a run without kinds stores none"
     weighed = Knobs(source_shares={"a": 1.0, "b": 0.0})
     assert all(n % 2 == 0 for n in queue.next(40, step=3, knobs=weighed, kind_shares=shares))
 

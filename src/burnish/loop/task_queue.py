@@ -53,14 +53,18 @@ class TaskQueue:
         return index
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on exactly, JSON-able."""
-        return {**self._cursor.state(), "sources": self._sources.state(), "kinds": self._kinds.state()}
+        """Everything needed to go on exactly, JSON-able; without "kinds" while none was drawn."""
+        drawn, cursors = self._sources.state()
+        found = {**self._cursor.state(), "drawn": drawn, "sources": cursors}
+        drawn, cursors = self._kinds.state()
+        return {**found, "kinds": {"drawn": drawn, "cursors": cursors}} if drawn else found
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`; raises TaskError where it belongs to other tasks or another seed."""
         self._cursor.restore(state)
-        self._sources.restore(state["sources"])
-        self._kinds.restore(state["kinds"])
+        self._sources.restore(state["drawn"], state["sources"])
+        kinds = state.get("kinds", {"drawn": 0, "cursors": {}})
+        self._kinds.restore(kinds["drawn"], kinds["cursors"])
 
 
 class _Parts:
@@ -90,18 +94,17 @@ class _Parts:
         self._drawn += 1
         return self._cursors[name], self._indices[name]
 
-    def state(self) -> dict[str, Any]:
-        """How many were drawn, and where each part is; {} for the parts while none was drawn."""
-        cursors = {name: cursor.state() for name, cursor in self._cursors.items()} if self._drawn else {}
-        return {"drawn": self._drawn, "cursors": cursors}
+    def state(self) -> tuple[int, dict[str, Any]]:
+        """How many were drawn, and where each part is; {} while none was drawn."""
+        return self._drawn, {name: cursor.state() for name, cursor in self._cursors.items()} if self._drawn else {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, drawn: int, cursors: Mapping[str, Any]) -> None:
         """Inverse of `state`; parts that it does not name begin anew."""
-        self._drawn = int(state["drawn"])
+        self._drawn = drawn
         for name in self._cursors:
             self._cursors[name] = self._fresh(name)
-            if name in state["cursors"]:
-                self._cursors[name].restore(state["cursors"][name])
+            if name in cursors:
+                self._cursors[name].restore(cursors[name])
 
     def _fresh(self, name: str) -> TaskCursor:
         return TaskCursor(len(self._indices[name]), derive_seed(self._seed, self._label, name))
