@@ -10,7 +10,7 @@ from pathlib import Path
 
 CLAIM = Path(__file__).resolve().parents[2] / "claims" / "grounding_collapse"
 RL = ("rl.steps=100", "rl.lr=8e-4", "environment.options.train=2400", "checks.logprob_tolerance=1e-3")
-"""Confident weights of this start round to 1.2e-4 nats between sampler and learner, above the usual bound of 1e-4."""
+"""A few undecided tokens amplify float32 rounding to 1.2e-4 nats between sampler and learner (docs/multimodal.md)."""
 QUICK = (
     "warm_start.steps=5",
     "warm_start.traces=64",
