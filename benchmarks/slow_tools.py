@@ -107,8 +107,9 @@ def rates(run: Path) -> dict[str, float]:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median with the smallest and largest value."""
-    return f"{statistics.median(values):.{digits}f} {min(values):.{digits}f}-{max(values):.{digits}f}"
+    """Median, with the smallest and largest value where there are several."""
+    middle = f"{statistics.median(values):.{digits}f}"
+    return middle if len(values) == 1 else f"{middle} {min(values):.{digits}f}-{max(values):.{digits}f}"
 
 
 def main() -> int:
@@ -171,16 +172,19 @@ def sweep(benches: Sequence[Bench]) -> list[dict[str, Any]]:
     """Bounds with and without correction at level 1."""
     rows = []
     table = Table(title="staleness bounds (level 1, tools 50-500 ms)", box=None, pad_edge=False)
-    for name in ("bound", "correction", "staleness", "ESS seq.", "episodes/s", "sampled", "greedy"):
+    for name in ("bound", "weights", "stale", "ESS", "episodes/s", "sampled", "greedy"):
         table.add_column(name, no_wrap=True)
     for bound in BOUNDS:
         for correction in ("none", "token_truncate"):
             words = (LATENCY, "rollout.mode=async", f"rollout.max_staleness={bound}", f"rl.correction={correction}")
             runs = [rates(bench.forked("demo", f"bound-{bound}-{correction}", words)) for bench in benches]
             rows.append({"bound": bound, "correction": correction, "runs": runs})
-            keys = ("staleness_mean", "ess_sequence", "episodes_per_s", "success_sampled", "success_greedy")
-            cells = [spread([run[key] for run in runs]) for key in keys]
-            table.add_row(str(bound), correction.replace("token_", ""), *cells)
+            middle = [
+                f"{statistics.median(run[key] for run in runs):.2f}" for key in ("staleness_mean", "ess_sequence")
+            ]
+            rate = spread([run["episodes_per_s"] for run in runs], 0)
+            ends = [spread([run[f"success_{mode}"] for run in runs]) for mode in ("sampled", "greedy")]
+            table.add_row(str(bound), correction.replace("token_", ""), *middle, rate, *ends)
     console.print(table)
     return rows
 
