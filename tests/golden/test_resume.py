@@ -31,6 +31,7 @@ from tiny_runs import (
 
 from burnish.cli import main
 from burnish.core.errors import RunStopped, StoreError
+from burnish.loop.conductor import Outside
 from burnish.loop.fork import fork_run, forked_recipe
 from burnish.loop.replay import replay_step
 from burnish.loop.standalone import export_run
@@ -182,7 +183,7 @@ def half_precision(parent: Path, folder: Path, outside: dict[str, Any]) -> None:
 def fork_with_reference(parent: Path, folder: Path, outside: dict[str, Any]) -> None:
     changes = ("rl.kl_weight=0.1", "rl.updates=2", "rl.schedule=cosine", "rl.baseline=leave_one_out", "rl.steps=3")
     recipe = forked_recipe(parent, [*changes, "evaluation.tasks=2"])
-    fork_run(parent, recipe, folder, checkpoint="rl-000000", **outside)
+    fork_run(parent, recipe, folder, checkpoint="rl-000000", outside=Outside(**outside))
 
 
 def adapters(parent: Path, folder: Path, outside: dict[str, Any]) -> None:
