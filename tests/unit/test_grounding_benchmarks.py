@@ -18,7 +18,7 @@ from burnish.integrations.transformers_detector import TransformersDetector, Tra
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize("name", ["verification_speed", "teacher_noise", "grounding_teachers", "curation"])
+@pytest.mark.parametrize("name", ["verification_speed", "teacher_noise", "grounding_teachers"])
 def test_quick(name: str) -> None:
     if name == "grounding_teachers":
         pytest.importorskip("skimage")
