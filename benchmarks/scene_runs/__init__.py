@@ -1,1 +1,1 @@
-"""Runs on `scenes` that the claim about collapsing grounding and the benchmark of noisy teachers share."""
+"""Runs that claims and benchmarks make by the command line, and the warm starts on `scenes` that two of them share."""

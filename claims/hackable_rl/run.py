@@ -7,9 +7,7 @@ Nine runs of two to four minutes each on one core for three seeds; runs that are
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import Reading, run_claim
+from scene_runs.made import burnish
 
 from burnish.store.reader import RunReader
 from burnish.store.rows import StoredTrajectory
@@ -35,17 +34,9 @@ QUICK = ("rl.steps=2", "warm_start.steps=5", "warm_start.traces=64", "evaluation
 def train(arm: str, seed: int, data: Path, words: tuple[str, ...] = ()) -> Path:
     """The finished run of an arm, made where it is missing."""
     folder = data / "runs" / f"{arm}-{seed}"
-    if not (folder / "done").exists():
-        command = [sys.executable, "-m", "burnish.cli", "train", str(HERE / "recipe.toml")]
-        command += [f"environment.name={HERE / 'hackable.py'}:HackableCalculator", f"graders.file={HERE / arm}.toml"]
-        command += [f"run.seed={seed}", f"run.name={folder.name}", *words]
-        data.mkdir(parents=True, exist_ok=True)
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=data, env=env, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        (folder / "done").write_text("", encoding="utf-8")
-    return folder
+    command = ["train", str(HERE / "recipe.toml")]
+    command += [f"environment.name={HERE / 'hackable.py'}:HackableCalculator", f"graders.file={HERE / arm}.toml"]
+    return burnish([*command, f"run.seed={seed}", f"run.name={folder.name}", *words], folder, data)
 
 
 def cheats(row: StoredTrajectory) -> bool:

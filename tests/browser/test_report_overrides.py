@@ -61,15 +61,15 @@ def live(run: Path) -> Iterator[LiveServer]:
         yield server
 
 
-def opened(browser: Any, address: str) -> None:
+def opened(browser: Any, address: str, one: str = ONE) -> None:
     browser.get("about:blank")
-    browser.get(f"{address}#trajectories/{ONE}")
+    browser.get(f"{address}#trajectories/{one}")
     WebDriverWait(browser, 20).until(lambda _: browser.find_elements(By.CSS_SELECTOR, "#detail .detail"))
 
 
-def fill(browser: Any, **values: str) -> None:
+def fill(browser: Any, form: str = "override", **values: str) -> None:
     for name, value in values.items():
-        field = browser.find_element(By.ID, f"override-{name}")
+        field = browser.find_element(By.ID, f"{form}-{name}")
         if field.tag_name == "select":
             Select(field).select_by_value(value)
         else:
@@ -141,22 +141,14 @@ def failed_one(run: Path) -> str:
 
 
 def diagnosis(browser: Any, address: str, one: str) -> Any:
-    browser.get("about:blank")
-    browser.get(f"{address}#trajectories/{one}")
-    WebDriverWait(browser, 20).until(lambda _: browser.find_elements(By.CSS_SELECTOR, "#detail .detail"))
+    opened(browser, address, one)
     found = browser.find_elements(By.ID, "diagnosis")
     return found[0] if found else None
 
 
 def say(browser: Any, **values: str) -> str:
     """Fill the form of a diagnosis and send it; what the page says once the server has answered."""
-    for name, value in values.items():
-        field = browser.find_element(By.ID, f"diagnosis-{name}")
-        if field.tag_name == "select":
-            Select(field).select_by_value(value)
-        else:
-            field.clear()
-            field.send_keys(value)
+    fill(browser, "diagnosis", **values)
     browser.execute_script("document.getElementById('diagnosis-said').textContent = ''")
     browser.find_element(By.CSS_SELECTOR, "#diagnosis form button[type=submit]").click()
     said = browser.find_element(By.ID, "diagnosis-said")

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def load(monkeypatch: pytest.MonkeyPatch):
     """Imports a file of the repository as a module of its own."""
     monkeypatch.syspath_prepend(str(ROOT / "claims"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
     def made(path: str) -> ModuleType:
         label = path.removesuffix(".py").replace("/", "_")

@@ -33,10 +33,11 @@ from burnish.graders.judge_spec import JudgeSpec, make_judge
 from burnish.graders.rubric_labelled import load_labelled
 from burnish.loop.config import Recipe
 from burnish.loop.grading import is_success, open_world
+from burnish.loop.held_out import held_out_rows
 from burnish.loop.oversight import finding_event
 from burnish.loop.session import Session
 from burnish.loop.worlds import World
-from burnish.store.rows import Event, Fate, StepRecord, StoredTrajectory
+from burnish.store.rows import Event, StepRecord, StoredTrajectory
 
 SPLIT = "impossible"
 _WATCH, _JUDGES = "watch", "judges"
@@ -101,17 +102,7 @@ class Canaries:
             if (passed := _passed(recipe, session.world.aggregator, trajectory, given)) is not None
         }
         findings = _canary_findings(state.canaries, state.rl_step, outcomes)
-        rows = [
-            StoredTrajectory(
-                trajectory=trajectory,
-                phase="eval",
-                step=state.evaluations + 1,
-                policy_version=state.version,
-                fate=Fate.HELD_OUT,
-                grades=given,
-            )
-            for trajectory, given in zip(trajectories, grades, strict=True)
-        ]
+        rows = held_out_rows(state, trajectories, grades, [None] * len(trajectories))
         scalars = {"excluded": float(len(trajectories) - len(outcomes)), "time/rollout_s": seconds}
         scalars |= canary_scalars(list(outcomes.values()))
         return Noticed(scalars=scalars, events=[finding_event(one) for one in findings], rows=rows)

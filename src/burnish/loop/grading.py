@@ -97,7 +97,7 @@ def _with_honey(recipe: Recipe, world: World) -> World:
     def laid(task: Task) -> Task:
         return Honeyfile.drawn(Random(derive_seed(seed, "honeyfile", task.id))).laid(task)
 
-    return replace(world, taskset=ChangedTaskset(world.taskset, laid))
+    return replace(world, taskset=ChangedTaskset(world.taskset, lambda split, tasks: map(laid, tasks)))
 
 
 def _priced(recipe: Recipe, aggregator: Aggregator) -> Aggregator:

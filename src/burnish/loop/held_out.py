@@ -12,7 +12,7 @@ from burnish.core.trajectory import Trajectory
 from burnish.evaluation.heldout import EvalResult, EvalSpec, Mode, evaluation_plans, summarise, to_row
 from burnish.graders.graph import for_evaluation
 from burnish.loop.session import Session
-from burnish.loop.state import Evaluated
+from burnish.loop.state import Evaluated, LoopState
 from burnish.store.rows import Fate, StepRecord, StoredTrajectory
 
 
@@ -34,18 +34,7 @@ def evaluate_policy(
         for reward, trajectory in zip(rewards, trajectories, strict=True)
     ]
     result = summarise(label, split, mode, trajectories, scores, grades)
-    rows = [
-        StoredTrajectory(
-            trajectory=trajectory,
-            phase="eval",
-            step=state.evaluations + 1,
-            policy_version=state.version,
-            fate=Fate.HELD_OUT,
-            grades=given,
-            reward=score,
-        )
-        for trajectory, given, score in zip(trajectories, grades, scores, strict=True)
-    ]
+    rows = held_out_rows(state, trajectories, grades, scores)
     phase, step = ("rl", state.rl_step) if state.phase == "rl" else ("sft", state.sft_step)
     session.store(
         StepRecord(
@@ -91,3 +80,24 @@ def exclusion_text(trajectories: Sequence[Trajectory], grades: Sequence[Sequence
         f" {listed}. Such episodes are left out of the loss; training on the rest would be biased. Mend the "
         "environment or the grader (`burnish doctor` helps), then `burnish resume`"
     )
+
+
+def held_out_rows(
+    state: LoopState,
+    trajectories: Sequence[Trajectory],
+    grades: Sequence[tuple[Grade, ...]],
+    rewards: Sequence[float | None],
+) -> list[StoredTrajectory]:
+    """Episodes of the next evaluation step, as they are stored: seen, and never trained on."""
+    return [
+        StoredTrajectory(
+            trajectory=trajectory,
+            phase="eval",
+            step=state.evaluations + 1,
+            policy_version=state.version,
+            fate=Fate.HELD_OUT,
+            grades=given,
+            reward=reward,
+        )
+        for trajectory, given, reward in zip(trajectories, grades, rewards, strict=True)
+    ]

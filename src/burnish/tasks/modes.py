@@ -13,6 +13,7 @@ from enum import StrEnum
 from burnish.core.errors import ConfigError
 from burnish.core.message import Part, TextPart
 from burnish.core.task import Task, Taskset
+from burnish.tasks.changed import ChangedTaskset
 
 MODE_TAG = "mode"
 
@@ -66,7 +67,7 @@ class ModeMixture:
         return found
 
 
-class ModedTaskset:
+class ModedTaskset(ChangedTaskset):
     """Another taskset whose tasks have a mode each: by the mixture, and outside train `elsewhere` where it is given.
 
     `ModedTaskset(taskset, ModeMixture({"think": 0.2, "direct": 0.8}), elsewhere=Mode.DIRECT).tasks("heldout")` are
@@ -74,23 +75,11 @@ class ModedTaskset:
     """
 
     def __init__(self, inner: Taskset, mixture: ModeMixture, *, elsewhere: Mode | None = None) -> None:
-        self.name, self.chance = inner.name, inner.chance
-        self._inner, self._mixture, self._elsewhere = inner, mixture, elsewhere
-        self._tasks: dict[str, tuple[Task, ...]] = {}
+        def moded(split: str, tasks: Sequence[Task]) -> Iterable[Task]:
+            forced = None if split == "train" else elsewhere
+            return mixture(tasks) if forced is None else (with_mode(task, forced) for task in tasks)
 
-    @property
-    def splits(self) -> Sequence[str]:
-        """Those of the other taskset."""
-        return self._inner.splits
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The same tasks in the same order; raises as the other taskset does."""
-        if split not in self._tasks:
-            tasks, forced = self._inner.tasks(split), None if split == "train" else self._elsewhere
-            self._tasks[split] = tuple(
-                self._mixture(tasks) if forced is None else (with_mode(task, forced) for task in tasks)
-            )
-        return self._tasks[split]
+        super().__init__(inner, moded)
 
 
 def with_mode(task: Task, mode: Mode) -> Task:
