@@ -18,13 +18,23 @@ from burnish.loop.replay import replay_step
 from burnish.store.layout import RunLayout
 from burnish.store.reader import RunReader
 
-BASE = ("health.on=true", "evaluation.before=false", "rl.updates=2", "rl.steps=4", "control.keep_reference=true")
+BASE = (
+    "health.on=true",
+    "evaluation.before=false",
+    "rl.updates=2",
+    "rl.steps=4",
+    "rl.scale=none",
+    "rl.token_cost=0.9",
+    "rl.token_cost_mode=always",
+    "control.keep_reference=true",
+)
 TURNED = 2
 CASES: dict[Act, dict[str, Any]] = {
     Act.MASK_TAIL: {"slice": "all", "moment_cap": 1e-9},
     Act.LEARNING_RATE: {"factor": 0.25},
     Act.KL_WEIGHT: {"weight": 5.0},
     Act.POST_TOOL_CAP: {"share": 0.1},
+    Act.VERIFIED_REWARD: {"agreement": -0.2},
 }
 
 
@@ -98,6 +108,9 @@ def check(folder: Path, plain: Path, act: Act) -> None:
         assert scalar(folder, step, "kl_reference_nats_mean") > 0
     elif act is Act.POST_TOOL_CAP:
         assert 0 < scalar(folder, step, "control/post_tool_factor") < 1
+    elif act is Act.VERIFIED_REWARD:
+        assert scalar(folder, step, "reward/charged_mean") == 0.0 < scalar(plain, step, "reward/charged_mean")
+        assert scalar(folder, step, "reward/agreement") == scalar(plain, step, "reward/agreement") < 1.0
     assert scalar(folder, TURNED, "control/knobs_turned") == 0.0
     assert scalar(folder, step, "control/knobs_turned") == 1.0
 

@@ -22,6 +22,7 @@ HEALTHY = {
     "health/post_tool/m2_behaviour": 0.001,
     "health/all/k3_reference": 0.02,
     "health/post_tool_share": 0.3,
+    "reward/agreement": 0.9,
     "health/entropy": 1.0,
     "health/source:easy/ess_token_raw": 0.9,
     "health/source:noisy/ess_token_raw": 0.9,
@@ -138,6 +139,25 @@ def test_a_learning_rate_that_stays_too_large_is_halved_down_to_a_floor():
     factors = [d.values["factor"] for d in drive.run(60, alarm("learning_rate"), every_step=True)]
     assert factors[:3] == [0.5, 0.25, 0.125]
     assert min(factors) == 0.1
+
+
+def test_a_reward_that_leaves_its_verifiable_graders_is_left_for_them():
+    apart = {"reward__agreement": -0.2}
+    drive = Drive()
+    assert drive.step(alarm("reward_jump"), reward__agreement=0.2) == (), "the running mean is still above half of .9"
+    decisions = drive.run(5, alarm("reward_jump"), every_step=True, **apart)
+    assert acts(decisions) == [("verified_reward", False)]
+    assert decisions[0].values["agreement"] < 0.45
+    assert drive.run(60, **apart) == [], "as long as it lasts"
+    assert acts(drive.run(20)) == [("verified_reward", True)]
+
+
+def test_a_reward_that_never_agreed_or_still_does_opens_nothing():
+    fine = Drive(kl_weight=None)
+    assert fine.run(30, alarm("reward_jump"), every_step=True, reward__agreement=0.6) == []
+    never = Drive(warm_up=0, baseline_steps=5, kl_weight=None)
+    assert never.run(40, reward__agreement=-0.1) == []
+    assert never.run(30, alarm("reward_jump"), every_step=True, reward__agreement=-0.9) == []
 
 
 def test_the_kl_servo_needs_a_reference_and_stays_under_its_cap():
@@ -404,6 +424,7 @@ def test_every_route_climbs():
     [
         {"cooldown_steps": 0},
         {"ess_low": 0.8, "ess_recovered": 0.8},
+        {"agreement_low": 0.8},
         {"kl_weight": 0.5, "kl_weight_cap": 0.2},
         {"kl_weight": -1.0},
         {"near_miss_share": 0.0},
@@ -434,6 +455,7 @@ steps = st.lists(
             "ess": st.sampled_from([0.1, 0.45, 0.7, 1.0]),
             "tail": st.sampled_from([0.05, 0.3]),
             "share": st.sampled_from([0.3, 0.6]),
+            "agreement": st.sampled_from([0.9, -0.5]),
             "drift": st.sampled_from([0.02, 0.3]),
             "variance": st.sampled_from([None, 0.01, 0.2]),
             "heldout": st.sampled_from([None, 0.6, 0.1]),
@@ -463,6 +485,7 @@ def feed(ladder, rows, start=0):
             ESS: row["ess"],
             "health/post_tool/log_ratio_behaviour_p95": row["tail"],
             "health/post_tool_share": row["share"],
+            "reward/agreement": row["agreement"],
             "health/all/k3_reference": row["drift"],
             "health/source:noisy/ess_token_raw": row["ess"] * 0.9,
         }
@@ -508,6 +531,7 @@ def eventful(seed):
                 "ess": rng.choice([0.1, 0.3]) if bad else 1.0,
                 "tail": 0.3 if bad else 0.05,
                 "share": 0.6 if bad else 0.3,
+                "agreement": -0.5 if bad else 0.9,
                 "drift": 0.3 if bad else 0.02,
                 "variance": 0.01 if bad else 0.2,
                 "heldout": None if step % 5 else 0.1 if step % 60 > 45 or step > 240 else 0.6,

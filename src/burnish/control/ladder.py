@@ -30,10 +30,10 @@ from burnish.control.outcome import OutcomeContrast, OutcomeWatch
 from burnish.control.rollback import CheckpointMark, choose_checkpoint
 from burnish.control.rungs import GENTLE, ROUTES, NearMisses, Rung
 from burnish.control.spec import LADDER, LadderSpec
-from burnish.control.view import DRIFT, ESS, SHARE, SOURCE_ESS, SOURCE_SPREAD, Grip, Proposal, View
+from burnish.control.view import AGREEMENT, DRIFT, ESS, SHARE, SOURCE_ESS, SOURCE_SPREAD, Grip, Proposal, View
 from burnish.core.finding import Act, Decision, Finding
 
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 _SMOOTHING = 0.3
 """Weight of the newest value in the running means that a knob follows, about five steps of memory: one odd batch moves
 none far, and a source has but a few groups in each."""
@@ -74,7 +74,7 @@ class Ladder:
         self._drift = History(_HISTORY_STEPS)
         self._share = History(_HISTORY_STEPS)
         self._ess: float | None = None
-        self._sources: dict[str, float] = {}
+        self._smoothed: dict[str, float] = {}
         self._ess_low = Hysteresis(enter=spec.ess_low, leave=spec.ess_recovered, hold_steps=spec.release_steps)
         self._rollbacks: list[str] = []
         self._held_until = -1
@@ -134,7 +134,7 @@ class Ladder:
             "drift": self._drift.state(),
             "share": self._share.state(),
             "ess": self._ess,
-            "sources": dict(self._sources),
+            "smoothed": dict(self._smoothed),
             "ess_low": self._ess_low.state(),
             "rollbacks": list(self._rollbacks),
             "held_until": self._held_until,
@@ -160,7 +160,7 @@ class Ladder:
         ladder._drift.load(state["drift"])
         ladder._share.load(state["share"])
         ladder._ess = state["ess"]
-        ladder._sources = {str(name): float(value) for name, value in state["sources"].items()}
+        ladder._smoothed = {str(name): float(value) for name, value in state["smoothed"].items()}
         ladder._ess_low.load(state["ess_low"])
         ladder._rollbacks = [str(name) for name in state["rollbacks"]]
         ladder._held_until = int(state["held_until"])
@@ -193,7 +193,7 @@ class Ladder:
             outcome=self._outcome,
             ess_is_low=False,
             ess=None,
-            sources=self._sources,
+            smoothed=self._smoothed,
             rate_ceiling=self._rate_ceiling,
             baselines=self._baselines,
             drift=self._drift,
@@ -201,11 +201,13 @@ class Ladder:
             checkpoints=checkpoints,
             reservoir_groups=reservoir_groups,
         )
-        for source in self.spec.sources:
-            for name in (SOURCE_ESS.format(source=source), SOURCE_SPREAD.format(source=source)):
-                value = view.scalar(name)
-                if value is not None:
-                    self._sources[name] = _smoothed(self._sources.get(name), value)
+        of_sources = (
+            name.format(source=source) for source in self.spec.sources for name in (SOURCE_ESS, SOURCE_SPREAD)
+        )
+        for name in (AGREEMENT, *of_sources):
+            value = view.scalar(name)
+            if value is not None:
+                self._smoothed[name] = _smoothed(self._smoothed.get(name), value)
         ess = view.scalar(ESS)
         if ess is not None:
             self._ess = _smoothed(self._ess, ess)
@@ -281,7 +283,7 @@ class Ladder:
         self._conditions.clear()
         self._outcome.restart()
         self._ess = None
-        self._sources = {}
+        self._smoothed = {}
         self._ess_low.restart()
         return (*released, decision)
 

@@ -13,7 +13,19 @@ from typing import Protocol
 from burnish.control.conditions import Condition
 from burnish.control.curriculum import source_probabilities
 from burnish.control.kl_servo import KlServo
-from burnish.control.view import DRIFT, ENTROPY, MOMENT, SHARE, SOURCE_ESS, SOURCE_SPREAD, TAIL, Grip, Proposal, View
+from burnish.control.view import (
+    AGREEMENT,
+    DRIFT,
+    ENTROPY,
+    MOMENT,
+    SHARE,
+    SOURCE_ESS,
+    SOURCE_SPREAD,
+    TAIL,
+    Grip,
+    Proposal,
+    View,
+)
 from burnish.core.finding import Act
 
 _VISIBLE_CHANGE = 0.1
@@ -71,8 +83,42 @@ class MaskTail:
         return view.within_baseline(TAIL.format(slice=grip.values["slice"] or "all")) is not False
 
 
+class VerifiedReward:
+    """Rung 2.  Gate: the recipe's rewards no longer rank the members of a group as its verifiable graders do, although
+    they used to.  Release: they do again.
+
+    Back to the first stage of a staged objective: what is not verifiable (preferences, prices, a bonus) is left out of
+    the reward.  The agreement is that of the recipe's rewards, which are not trained on meanwhile, so that a cause that
+    lasts keeps the rung engaged.
+    """
+
+    act = Act.VERIFIED_REWARD
+
+    def propose(self, view: View, condition: Condition) -> Proposal | None:
+        share = self._share(view)
+        if share is None or share >= view.spec.agreement_low:
+            return None
+        return Proposal(
+            values={"agreement": view.smoothed[AGREEMENT]},
+            reason=f"the reward agrees with the verifiable graders at {view.smoothed[AGREEMENT]:.2f}, usually "
+            f"{view.baselines.median(AGREEMENT):.2f}; they alone are trained on",
+        )
+
+    def follow(self, view: View, grip: Grip) -> Proposal | None:
+        return None
+
+    def recovered(self, view: View, grip: Grip) -> bool:
+        share = self._share(view)
+        return share is None or share >= view.spec.agreement_recovered
+
+    def _share(self, view: View) -> float | None:
+        """Agreement over its baseline; None where either is unknown, or where the two never agreed."""
+        usual, now = view.baselines.median(AGREEMENT), view.smoothed.get(AGREEMENT)
+        return None if usual is None or usual <= 0.0 or now is None else now / usual
+
+
 class LearningRate:
-    """Rung 2.  Gate: normalised ESS is low, or the update itself is too large.  Release: follows the ESS.
+    """Rung 3.  Gate: normalised ESS is low, or the update itself is too large.  Release: follows the ESS.
 
         factor = max(floor, ceiling * min(sqrt(min(ess, 1)), 2^-halvings))
 
@@ -124,7 +170,7 @@ class LearningRate:
 
 
 class KlWeight:
-    """Rung 3.  Gate: drift from the reference, or entropy under its floor, or output that no longer looks at its input
+    """Rung 4.  Gate: drift from the reference, or entropy under its floor, or output that no longer looks at its input
     or outruns independent evidence.  Release: the servo is idle.
 
     The target is where the drift stood when it began, not an absolute number: KL to a reference grows in healthy runs.
@@ -178,7 +224,7 @@ class KlWeight:
 
 
 class PostToolCap:
-    """Rung 4.  Gate: the post-tool share has grown *and* a tail after tools has.  Release: slice healthy for a while.
+    """Rung 5.  Gate: the post-tool share has grown *and* a tail after tools has.  Release: slice healthy for a while.
 
     Either alone is no fault: a share that grows with success is learning to use tools.  The cap is the share at onset.
     """
@@ -205,7 +251,7 @@ class PostToolCap:
 
 
 class Curriculum:
-    """Rung 4 as well, another knob.  Gate: updates concentrate, or a source is noisy, and sources differ in worth.
+    """Rung 5 as well, another knob.  Gate: updates concentrate, or a source is noisy, and sources differ in worth.
     Release: no finding for a while.
 
     Worth of a source: its token ESS, times usual over present spread of its rewards where that has grown (noise in a
@@ -244,9 +290,9 @@ class Curriculum:
         return source_probabilities(sources, known, floor=view.spec.source_share_floor)
 
     def _worth(self, view: View, source: str) -> float | None:
-        ess = view.sources.get(SOURCE_ESS.format(source=source))
+        ess = view.smoothed.get(SOURCE_ESS.format(source=source))
         name = SOURCE_SPREAD.format(source=source)
-        usual, now = view.baselines.median(name), view.sources.get(name)
+        usual, now = view.baselines.median(name), view.smoothed.get(name)
         calm = min(1.0, usual / now) if usual is not None and now is not None and now > 0.0 else 1.0
         return None if ess is None else max(ess, 0.0) * calm
 
@@ -258,7 +304,7 @@ class Curriculum:
 
 
 class NearMisses:
-    """Rung 5.  Gate: ESS low *and* outcome contrast low, and the reservoir has groups.  Release: both recovered.
+    """Rung 6.  Gate: ESS low *and* outcome contrast low, and the reservoir has groups.  Release: both recovered.
 
     Low ESS alone is no gate, because whatever raises the ESS would then look like a cure.  Only groups from the
     reservoir are asked for, which holds no hard negatives (`reservoir.py`).
@@ -296,26 +342,34 @@ class NearMisses:
         )
 
 
-GENTLE: Sequence[Rung] = (MaskTail(), LearningRate(), KlWeight(), PostToolCap(), Curriculum(), NearMisses())
+GENTLE: Sequence[Rung] = (
+    MaskTail(),
+    VerifiedReward(),
+    LearningRate(),
+    KlWeight(),
+    PostToolCap(),
+    Curriculum(),
+    NearMisses(),
+)
 
 ROUTES: dict[str, tuple[Act, ...]] = {
     "tail_growth": (Act.MASK_TAIL, Act.LEARNING_RATE, Act.POST_TOOL_CAP, Act.ROLLBACK, Act.STOP),
     "ess_drop": (Act.LEARNING_RATE, Act.NEAR_MISSES, Act.ROLLBACK, Act.STOP),
-    "kl_drift": (Act.LEARNING_RATE, Act.KL_WEIGHT, Act.ROLLBACK, Act.STOP),
-    "entropy_low": (Act.KL_WEIGHT, Act.ROLLBACK, Act.STOP),
-    "entropy_high": (Act.KL_WEIGHT, Act.ROLLBACK, Act.STOP),
-    "post_tool_share": (Act.POST_TOOL_CAP, Act.ROLLBACK, Act.STOP),
-    "concentration": (Act.LEARNING_RATE, Act.CURRICULUM, Act.ROLLBACK, Act.STOP),
-    "length_blow_up": (Act.LEARNING_RATE, Act.ROLLBACK, Act.STOP),
+    "kl_drift": (Act.VERIFIED_REWARD, Act.LEARNING_RATE, Act.KL_WEIGHT, Act.ROLLBACK, Act.STOP),
+    "entropy_low": (Act.VERIFIED_REWARD, Act.KL_WEIGHT, Act.ROLLBACK, Act.STOP),
+    "entropy_high": (Act.VERIFIED_REWARD, Act.KL_WEIGHT, Act.ROLLBACK, Act.STOP),
+    "post_tool_share": (Act.VERIFIED_REWARD, Act.POST_TOOL_CAP, Act.ROLLBACK, Act.STOP),
+    "concentration": (Act.VERIFIED_REWARD, Act.LEARNING_RATE, Act.CURRICULUM, Act.ROLLBACK, Act.STOP),
+    "length_blow_up": (Act.VERIFIED_REWARD, Act.LEARNING_RATE, Act.ROLLBACK, Act.STOP),
     "zero_signal": (Act.NEAR_MISSES, Act.ROLLBACK, Act.STOP),
-    "tool_errors": (Act.ROLLBACK, Act.STOP),
+    "tool_errors": (Act.VERIFIED_REWARD, Act.ROLLBACK, Act.STOP),
     "exclusion_rate": (Act.ROLLBACK, Act.STOP),
-    "template_collapse": (Act.KL_WEIGHT, Act.ROLLBACK, Act.STOP),
-    "reward_jump": (Act.KL_WEIGHT, Act.ROLLBACK, Act.STOP),
-    "source_noise": (Act.CURRICULUM, Act.ROLLBACK, Act.STOP),
+    "template_collapse": (Act.VERIFIED_REWARD, Act.KL_WEIGHT, Act.ROLLBACK, Act.STOP),
+    "reward_jump": (Act.VERIFIED_REWARD, Act.KL_WEIGHT, Act.ROLLBACK, Act.STOP),
+    "source_noise": (Act.VERIFIED_REWARD, Act.CURRICULUM, Act.ROLLBACK, Act.STOP),
     "learning_rate": (Act.LEARNING_RATE, Act.ROLLBACK, Act.STOP),
     "staleness": (Act.LEARNING_RATE, Act.ROLLBACK, Act.STOP),
-    "success_drop": (Act.ROLLBACK, Act.STOP),
+    "success_drop": (Act.VERIFIED_REWARD, Act.ROLLBACK, Act.STOP),
     "grader_failure": (Act.ROLLBACK, Act.STOP),
     "non_finite": (Act.STOP,),
 }

@@ -10,6 +10,7 @@ from burnish.core.finding import Act
 
 LADDER: tuple[Act, ...] = (
     Act.MASK_TAIL,
+    Act.VERIFIED_REWARD,
     Act.LEARNING_RATE,
     Act.KL_WEIGHT,
     Act.POST_TOOL_CAP,
@@ -37,6 +38,7 @@ class LadderSpec:
     same as a multiple of the slice's baseline; the smaller of the two holds.
     learning_rate_floor: smallest factor.  ess_low, ess_recovered: normalised ESS under which near-misses may come,
     above which learning rate and near-misses are let go.
+    agreement_low, agreement_recovered: of trained rewards with the verifiable graders, as a share of its baseline.
     kl_weight: the recipe's, None where the run has no reference (the rung stays closed).  kl_weight_start: where the
     servo starts from if the recipe's is smaller; kl_weight_cap: where it ends; kl_target_least_nats: smallest target,
     k3 per token.  entropy_floor_share: of the baseline's entropy.
@@ -64,6 +66,8 @@ class LadderSpec:
     learning_rate_floor: float = 0.1
     ess_low: float = 0.5
     ess_recovered: float = 0.8
+    agreement_low: float = 0.5
+    agreement_recovered: float = 0.75
     kl_weight: float | None = None
     kl_weight_start: float = 0.01
     kl_weight_cap: float = 0.2
@@ -95,7 +99,8 @@ class LadderSpec:
         for name in (*shares, "rollback_learning_rate"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} lies in (0, 1], got {getattr(self, name)}")
-        for low, high in (("ess_low", "ess_recovered"), ("contrast_low", "contrast_recovered")):
+        bounds = ("ess_low", "ess_recovered"), ("contrast_low", "contrast_recovered")
+        for low, high in (*bounds, ("agreement_low", "agreement_recovered")):
             if not 0.0 < getattr(self, low) < getattr(self, high) < math.inf:
                 raise ValueError(
                     f"{low} must be above 0 and below {high}, or the rung would flutter; "

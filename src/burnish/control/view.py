@@ -22,6 +22,9 @@ TAIL = "health/{slice}/log_ratio_behaviour_p95"
 MOMENT = "health/{slice}/m2_behaviour"
 """Mean squared log(learner/behaviour) of a slice, nats squared."""
 
+AGREEMENT = "reward/agreement"
+"""How far the recipe's rewards rank the members of a group as the verifiable graders alone do, in [-1, 1]."""
+
 DRIFT = "health/all/k3_reference"
 """k3 estimate of KL(learner || reference) over all tokens, nats."""
 
@@ -43,10 +46,10 @@ class View:
     """One call of the ladder, read only.
 
     tick: calls so far.  open: conditions with a finding within `active_steps`; remembered: those of the last
-    `memory_steps` too.  ess: smoothed normalised sequence ESS, None where it was never measured.  sources:
-    smoothed ESS and spread of the rewards of each source, by the name of the scalar.  rate_ceiling: the factor on the
-    learning rate that a rollback holds, which rung 2 may go below, 1 where none does.  drift, share: recent values by
-    step.
+    `memory_steps` too.  ess: smoothed normalised sequence ESS, None where it was never measured.  smoothed: running
+    means of the agreement and of ESS and spread of each source, by the name of the scalar.  rate_ceiling: the factor
+    on the learning rate that a rollback holds, which its rung may go below, 1 where none does.  drift, share: recent
+    values by step.
     """
 
     spec: LadderSpec
@@ -58,7 +61,7 @@ class View:
     outcome: OutcomeWatch
     ess_is_low: bool
     ess: float | None
-    sources: Mapping[str, float]
+    smoothed: Mapping[str, float]
     rate_ceiling: float
     baselines: Baselines
     drift: History

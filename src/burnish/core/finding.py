@@ -36,13 +36,15 @@ class Act(StrEnum):
     """What control can ask of the loop; each is one knob, and the loop owns all of them.
 
     mask_tail: leave the tokens out of the loss that lie beyond a second-moment budget in one slice
-    (values: slice, moment_cap).  learning_rate: multiply the recipe's by `factor`.  kl_weight: set to `weight`.
+    (values: slice, moment_cap).  verified_reward: train on what the verifiable graders alone say.  learning_rate:
+    multiply the recipe's by `factor`.  kl_weight: set to `weight`.
     post_tool_cap: scale the weight of post-tool tokens so that their share is at most `share`.
     near_misses: add `count` groups from the reservoir to the next batch.  curriculum: `probabilities` by source.
     rollback: go back to checkpoint `checkpoint`, quarantine `group_ids`, and apply `knobs`.  stop: end the run.
     """
 
     MASK_TAIL = "mask_tail"
+    VERIFIED_REWARD = "verified_reward"
     LEARNING_RATE = "learning_rate"
     KL_WEIGHT = "kl_weight"
     POST_TOOL_CAP = "post_tool_cap"

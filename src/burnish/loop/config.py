@@ -375,6 +375,7 @@ class ControlSection(Section):
     rungs: tuple[
         Literal[
             "mask_tail",
+            "verified_reward",
             "learning_rate",
             "kl_weight",
             "post_tool_cap",

@@ -13,16 +13,17 @@ from burnish.core.finding import Act, Decision
 class Knobs:
     """Each as the recipe has it until a decision is carried out; JSON-able.
 
-    learning_rate: multiplies the recipe's.  kl_weight: None for the recipe's.  tail_caps: by slice, largest second
-    moment of the log-ratio learner/behaviour, nats squared.  post_tool_share: largest share of trained tokens that
-    stand after a tool result, None for any.  near_misses: groups from the reservoir added to each step.
-    source_shares: probabilities by source, {} for the order of the tasks.  quarantine: by task id, the last step in
-    which it is not drawn.
+    learning_rate: multiplies the recipe's.  verified_reward: whether the verifiable graders alone are trained on.
+    kl_weight: None for the recipe's.  tail_caps: by slice, largest second moment of the log-ratio learner/behaviour,
+    nats squared.  post_tool_share: largest share of trained tokens that stand after a tool result, None for any.
+    near_misses: groups from the reservoir added to each step.  source_shares: probabilities by source, {} for the order
+    of the tasks.  quarantine: by task id, the last step in which it is not drawn.
 
     `Knobs(learning_rate=0.7, tail_caps={"post_tool": 0.04})`
     """
 
     learning_rate: float = 1.0
+    verified_reward: bool = False
     kl_weight: float | None = None
     tail_caps: dict[str, float] = field(default_factory=dict)
     post_tool_share: float | None = None
@@ -39,6 +40,8 @@ class Knobs:
                 self.tail_caps = {} if release else {**self.tail_caps, name: float(values["moment_cap"])}
             case Act.LEARNING_RATE:
                 self.learning_rate = 1.0 if release else float(values["factor"])
+            case Act.VERIFIED_REWARD:
+                self.verified_reward = not release
             case Act.KL_WEIGHT:
                 self.kl_weight = None if release else float(values["weight"])
             case Act.POST_TOOL_CAP:
@@ -64,6 +67,7 @@ class Knobs:
         state = {
             Act.MASK_TAIL: bool(self.tail_caps),
             Act.LEARNING_RATE: self.learning_rate != 1.0,
+            Act.VERIFIED_REWARD: self.verified_reward,
             Act.KL_WEIGHT: self.kl_weight is not None,
             Act.POST_TOOL_CAP: self.post_tool_share is not None,
             Act.NEAR_MISSES: self.near_misses > 0,

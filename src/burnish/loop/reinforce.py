@@ -31,6 +31,7 @@ from burnish.loop.state import Ledger
 from burnish.loop.step_order import Seen
 from burnish.loop.step_work import Batch, read_near_misses, share_out
 from burnish.loop.task_queue import TaskQueue
+from burnish.loop.verified import agreement, verified
 from burnish.rollout.cost import cost_scalars, mean_charge
 from burnish.rollout.group import assemble_groups
 from burnish.store.rows import Event, Fate, StepRecord, StoredTrajectory
@@ -169,6 +170,9 @@ def decide(
     settings = session.recipe.rl
     aggregator = aggregator_at(session.world.aggregator, share_done(session.recipe, step))
     groups = assemble_groups(trajectories, grades, aggregator, token_charge(session.recipe))
+    agrees = agreement(groups, session.world.aggregator)
+    if session.oversight.acts and session.state.knobs.verified_reward:
+        groups = [verified(group, session.world.aggregator) for group in groups]
     rewards = [list(group.rewards_G) for group in groups]
     if settings.shuffle_rewards:
         rewards = _shuffled(rewards, derive_seed(session.recipe.run.seed, "shuffle", step))
@@ -188,7 +192,7 @@ def decide(
                 advantages[trajectory.id] = advantage
             else:
                 fates[trajectory.id] = Fate.FILTERED
-    batch = Batch(groups=groups, advantages=advantages, fates=fates)
+    batch = Batch(groups=groups, advantages=advantages, fates=fates, agreement=agrees)
     weights = trajectory_weights(session.recipe, session.state, batch.trained)
     return replace(batch, advantages=weighed(session.recipe, advantages, weights, batch.trained), weights=weights)
 
@@ -281,6 +285,8 @@ def describe(batch: Batch, trajectories: Sequence[Trajectory]) -> dict[str, floa
         "time/tool_s": sum(trajectory.tool_s for trajectory in trajectories),
         "reward/charged_mean": mean_charge(batch.groups),
     }
+    if not math.isnan(batch.agreement):
+        scalars["reward/agreement"] = batch.agreement
     scalars |= cost_scalars([EpisodeCost.of(trajectory) for trajectory in trajectories])
     for name in COUNTERS:
         scalars[f"count/{name}"] = float(sum(trajectory.counters.get(name, 0) for trajectory in trajectories))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,13 +27,15 @@ class Batch:
     """A step's groups with everything decided about their members.
 
     advantages and fates by trajectory id; only trained trajectories have an advantage.  weights: what is in their
-    advantages of `rl.normalise`, {} for nothing.
+    advantages of `rl.normalise`, {} for nothing.  agreement: of the recipe's rewards with its verifiable graders
+    (`verified.agreement`).
     """
 
     groups: Sequence[GroupResult]
     advantages: Mapping[str, float]
     fates: Mapping[str, Fate]
     weights: Mapping[str, float] = field(default_factory=dict)
+    agreement: float = math.nan
 
     @property
     def trained(self) -> list[Trajectory]:

@@ -23,6 +23,7 @@ WINDOWS = 6
 FLOOR_STEPS = 30
 KNOBS = {
     Act.MASK_TAIL: "mask the tail",
+    Act.VERIFIED_REWARD: "verified reward alone",
     Act.LEARNING_RATE: "learning rate",
     Act.KL_WEIGHT: "KL weight",
     Act.POST_TOOL_CAP: "cap on the post-tool share",
