@@ -105,11 +105,13 @@ FAULTS: dict[str, Kind] = {
         injector="inject.LengthBonus",
         doses=(0.5, 1.0, 2.0, 4.0),
         names=("length_blow_up", "reward_jump"),
+        repairable=True,
     ),
     "brevity": Kind(
         injector="inject.Brevity",
         doses=(2.0, 16.0),
         names=("reward_jump", "length"),
+        repairable=True,
     ),
     "tool_share": Kind(
         injector="inject.ToolBonus",
