@@ -21,6 +21,7 @@ from burnish.loop.policy import Policy, merged_limits, reopen_policy
 from burnish.loop.program import load_program
 from burnish.loop.served import ServedSampler
 from burnish.loop.shard import LossSetting, Shard
+from burnish.loop.shard_episodes import EpisodeSetting
 from burnish.loop.workers import ProcessExecutor
 from burnish.loop.worlds import GraphText, World
 from burnish.store.layout import RunLayout
@@ -90,12 +91,14 @@ def make_own_shard(recipe: Recipe, policy: Policy, world: World, served: ServedS
     return Shard(
         policy=policy,
         world=world,
-        hosts=hosts_of(recipe, world),
-        limits=merged_limits(recipe, world.limits),
+        episodes=EpisodeSetting(
+            limits=merged_limits(recipe, world.limits),
+            grader_timeout_s=recipe.environment.grader_timeout_s,
+            hosts=hosts_of(recipe, world),
+            program=load_program(recipe.environment.program),
+        ),
         losses=loss_settings(recipe),
-        grader_timeout_s=recipe.environment.grader_timeout_s,
         max_micro_batch_tokens=recipe.checks.max_micro_batch_tokens,
-        program=load_program(recipe.environment.program),
         served=served,
     )
 
