@@ -63,8 +63,7 @@ def make_executor(
     recipe: Recipe, policy: Policy, world: World, folder: Path, server: PolicyServer | None = None
 ) -> Executor:
     """Worker processes where there are several shards on a CPU, else this process; with a server always this process,
-    since only the one that updates its weights knows which version drew a token.  Images lie in the run from now on."""
-    SHELF.keep_in(RunLayout(folder.parent).artefacts)
+    since only the one that updates its weights knows which version drew a token."""
     if server is not None:
         return LocalExecutor([make_own_shard(recipe, policy, world, ServedSampler(server, policy.model))])
     if recipe.run.in_process or recipe.run.workers == 1 or policy.device.type != "cpu":
