@@ -39,8 +39,8 @@ Figures = dict[str, float]
 def run(way: str, cell: str, seed: int, data: Path, words: Sequence[str] = ()) -> Figures:
     """RL with one teacher, and what came of it."""
     folder = data / "runs" / f"noise-{way}-{cell}-{seed}"
-    keys = [f"run.name={folder.name}", f"graders.file={HERE}/scene_runs/{way}-{cell}.toml", *(words or RL)]
-    burnish(["fork", f"warm-{seed}", *keys], folder, data)
+    keys = [f"graders.file={HERE}/scene_runs/{way}-{cell}.toml", *(words or RL)]
+    burnish(["fork", str(folder.with_name(f"warm-{seed}")), *keys], folder)
     reader = RunReader(folder)
     rows = reader.trajectories("eval", reader.steps("eval")[-1].step)
     trained = [row for info in reader.steps("rl") for row in reader.trajectories("rl", info.step)]

@@ -86,16 +86,16 @@ class FaultyShard(Shard):
         step = step_of(order.plans[0].id) if order.hold and order.plans else None
         if step is None:
             return await super().rollout(order)
-        injector, present, make = self._injector, self._sampler.version, self._make
+        injector, present, make = self._injector, self._sampler.version, self._player.make
         order = replace(order, params=injector.params(step, order.params))
-        self._make = injector.world(step, make)
+        self._player.make = injector.world(step, make)
         try:
             with injector.weights(step, self.policy.model, present) as drawn_by:
                 # Setting the version also makes the sampler read the weights anew.
                 self._sampler.version = drawn_by
                 return await super().rollout(order)
         finally:
-            self._make = make
+            self._player.make = make
             self._sampler.version = present
 
     async def sync(self, version: int, canary: Sequence[Any]) -> SyncEcho:

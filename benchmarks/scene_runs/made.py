@@ -1,4 +1,4 @@
-"""Runs of the command line in a folder of data, made where they are missing, and the warm starts that others fork."""
+"""Runs of the command line, made where they are missing, and the warm starts that others fork."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ QUICK = (
 QUICK_RL = ("rl.steps=1", "rl.groups=4", "environment.options.train=200")
 
 
-def burnish(words: Sequence[str], folder: Path, data: Path) -> Path:
-    """The finished run in `folder`, made where it is missing."""
+def burnish(words: Sequence[str], folder: Path) -> Path:
+    """The finished run in `folder`, made where it is missing by these words of a `train` or `fork`."""
     if not (folder / "done").exists():
-        command = [sys.executable, "-m", "burnish.cli", *words]
-        data.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "burnish.cli", *words, f"run.root={folder.parent}", f"run.name={folder.name}"]
+        folder.parent.mkdir(parents=True, exist_ok=True)
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=data, env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         (folder / "done").write_text("", encoding="utf-8")
@@ -37,5 +37,4 @@ def warm(seed: int, data: Path, more: Sequence[str] = ()) -> Path:
     """The warm start of a seed: no shortcuts, no RL."""
     folder = data / "runs" / f"warm-{seed}"
     words = ["train", str(CLAIM / "recipe.toml"), f"run.seed={seed}", f"environment.seed={1000 + seed}"]
-    words += [f"run.name={folder.name}", "rl.steps=0"]
-    return burnish([*words, f"graders.file={CLAIM / 'outcome.toml'}", *more], folder, data)
+    return burnish([*words, "rl.steps=0", f"graders.file={CLAIM / 'outcome.toml'}", *more], folder)

@@ -7,9 +7,7 @@ One warm start and five short RL runs for each seed; runs that are there already
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import Reading, run_claim
+from scene_runs.made import burnish
 
 from burnish.stats.intervals import mean_interval
 from burnish.store.reader import RunReader
@@ -51,19 +50,6 @@ QUICK_ARM = ("rl.steps=2", "rl.groups=4", "evaluation.every=2", "evaluation.quic
 Figures = dict[str, float]
 """success: held-out, sampled, at the first evaluation by which the arm had trained on as many trajectories as the
 fault-free one; looked: share of the training episodes of the 4 steps before that did the full job; step, trained."""
-
-
-def burnish(words: list[str], folder: Path) -> Path:
-    """The finished run in `folder`, made where it is missing."""
-    if not (folder / "done").exists():
-        command = [sys.executable, "-m", "burnish.cli", *words, f"run.root={folder.parent}", f"run.name={folder.name}"]
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        (folder / "done").write_text("", encoding="utf-8")
-    return folder
 
 
 def warm_start(seed: int, data: Path, words: tuple[str, ...] = ()) -> Path:

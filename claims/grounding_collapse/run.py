@@ -58,9 +58,9 @@ Figures = dict[str, float]
 def arm(reward: str, words: str, seed: int, data: Path, more: Sequence[str] = ()) -> Path:
     """RL from the warm start of a seed.  more: settings in place of `RL`."""
     folder = data / "runs" / f"{words}-{reward}-{seed}"
-    keys = [f"run.name={folder.name}", f"graders.file={HERE / reward}.toml", *(more or RL)]
+    keys = [f"graders.file={HERE / reward}.toml", *(more or RL)]
     keys.append(f"environment.options.shortcuts={SHORTCUTS[words]}")
-    return burnish(["fork", f"warm-{seed}", *keys], folder, data)
+    return burnish(["fork", str(folder.with_name(f"warm-{seed}")), *keys], folder)
 
 
 # -- what is read --------------------------------------------------------------------------------------------------

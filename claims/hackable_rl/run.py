@@ -36,7 +36,7 @@ def train(arm: str, seed: int, data: Path, words: tuple[str, ...] = ()) -> Path:
     folder = data / "runs" / f"{arm}-{seed}"
     command = ["train", str(HERE / "recipe.toml")]
     command += [f"environment.name={HERE / 'hackable.py'}:HackableCalculator", f"graders.file={HERE / arm}.toml"]
-    return burnish([*command, f"run.seed={seed}", f"run.name={folder.name}", *words], folder, data)
+    return burnish([*command, f"run.seed={seed}", *words], folder)
 
 
 def cheats(row: StoredTrajectory) -> bool:

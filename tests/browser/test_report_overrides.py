@@ -210,13 +210,15 @@ def test_a_step_that_is_no_message_is_refused(browser: Any, live: LiveServer, ru
 
 
 def test_a_page_that_takes_no_words_shows_a_diagnosis_without_a_form(browser: Any, run: Path) -> None:
-    """The control, and what passed has none."""
+    """The control, live and in a file, and what passed has none."""
+    passed = next(row.trajectory.id for row in RunReader(run).trajectories("rl", 2) if row.reward == 1.0)
     with serve(run) as server:
-        shown = diagnosis(browser, server.url, failed_one(run))
-        assert shown.find_elements(By.CSS_SELECTOR, "tr.critical")
-        assert not shown.find_elements(By.TAG_NAME, "form")
-        passed = next(row.trajectory.id for row in RunReader(run).trajectories("rl", 2) if row.reward == 1.0)
-        assert diagnosis(browser, server.url, passed) is None
+        for address in (server.url, write_report(run).as_uri()):
+            shown = diagnosis(browser, address, failed_one(run))
+            assert shown.find_elements(By.CSS_SELECTOR, "tr.critical"), address
+            assert "by Burnish, p" in shown.text
+            assert not shown.find_elements(By.TAG_NAME, "form")
+            assert diagnosis(browser, address, passed) is None
 
 
 def test_a_hostile_trajectory_is_diagnosed_as_text(browser: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from eyes_env import Eyes, picture
 
 from burnish.cli import main
+from burnish.core.images import SHELF
 from burnish.core.message import Message, TextPart
 from burnish.core.sampling import Renderer, Sample, SampleRequest, SamplingParams
 from burnish.core.task import Task
@@ -47,7 +49,9 @@ def _recipe(**run: object) -> Recipe:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "eyes"
+    picture("red", -1)
     start_run(_recipe(), folder)
+    picture("red", -2)
     return folder
 
 
@@ -101,7 +105,15 @@ def test_images_lie_in_the_run_once_and_the_viewer_shows_them(run: Path) -> None
     assert shown["images"][span.sha256].startswith("data:image/png;base64,")
 
 
-def test_a_stored_step_replays_with_its_images(run: Path) -> None:
+def test_images_of_other_worlds_in_the_process_stay_out_of_the_run(run: Path) -> None:
+    kept = {path.name for path in RunLayout(run).artefacts.glob("*/*")}
+    assert {part.sha256 for part in _world().images()} <= kept
+    assert not {picture("red", seed).sha256 for seed in (-1, -2)} & kept
+
+
+def test_a_stored_step_replays_with_its_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # as in a process that has seen nothing yet
+    monkeypatch.setattr(SHELF, "_held", OrderedDict())
     said: list[str] = []
     replayed = replay_step(run, 1, said.append)
     assert replayed.same, said

@@ -38,8 +38,6 @@ from burnish.algorithms.advantages import group_advantages
 from burnish.algorithms.grpo import GrpoLoss
 from burnish.cli import EXIT_INTERRUPTED, EXIT_STOPPED, main
 from burnish.core.errors import CheckpointError, RunStopped, StoreError
-from burnish.core.images import ImageShelf
-from burnish.loop import setup
 from burnish.loop.progress import Progress
 from burnish.reports import page
 from burnish.store.reader import RunReader
@@ -227,11 +225,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_a_clear_error_and_the_run_goes_on_once_there_is_space(
-    small_disk: Path, stopped: Copy, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    small_disk: Path, stopped: Copy, reference: dict[str, Any]
 ) -> None:
     folder, ballast = small_disk / "run", small_disk / "ballast"
-    # Images of other tests in this process would be kept in the run and fill the disk by themselves.
-    monkeypatch.setattr(setup, "SHELF", ImageShelf())
     shutil.copytree(stopped(), folder, ignore=shutil.ignore_patterns("artefacts"))
     (folder / "artefacts").mkdir()
     told: list[int] = []

@@ -19,7 +19,7 @@ from burnish.core.errors import InvariantViolation
 from burnish.core.message import Message
 from burnish.core.trajectory import Node, Trajectory
 from burnish.graders.aggregate import WeightedSum
-from burnish.loop import conductor, reinforce, shard
+from burnish.loop import conductor, reinforce, shard_episodes
 from burnish.loop.executor import Executor, LocalExecutor
 from burnish.loop.policy import Policy
 from burnish.loop.setup import make_own_shard
@@ -48,7 +48,7 @@ def violation(folder: Path, name: str) -> InvariantViolation:
 
 def break_nodes(monkeypatch: pytest.MonkeyPatch, which: Callable[[Node], bool], broken: Break) -> None:
     """Every rollout comes back with the first node for which `which` holds replaced by `broken` of it."""
-    run_episodes = shard.run_episodes
+    run_episodes = shard_episodes.run_episodes
 
     def change(trajectory: Trajectory) -> Trajectory:
         nodes = list(trajectory.nodes)
@@ -60,7 +60,7 @@ def break_nodes(monkeypatch: pytest.MonkeyPatch, which: Callable[[Node], bool], 
     async def run(plans: Sequence[Any], **options: Any) -> list[Trajectory]:
         return [change(trajectory) for trajectory in await run_episodes(plans, **options)]
 
-    monkeypatch.setattr(shard, "run_episodes", run)
+    monkeypatch.setattr(shard_episodes, "run_episodes", run)
 
 
 def is_action(node: Node) -> bool:
@@ -128,7 +128,7 @@ def detached(second: Shard, policy: Policy) -> Shard:
 
 def stale_sampler(second: Shard, policy: Policy) -> Shard:
     """A shard whose weights are new and whose sampler computes with old ones."""
-    second._sampler = EmbeddedSampler(copy.deepcopy(policy.model), pad_id=policy.pad_id)
+    second._sampler = second._player.sampler = EmbeddedSampler(copy.deepcopy(policy.model), pad_id=policy.pad_id)
     return second
 
 

@@ -58,6 +58,7 @@ def test_another_process_reads_the_files_of_a_shelf(tmp_path: Path) -> None:
     here = ImageShelf()
     early = image_part(png_bytes(1, 1, b"abc"), here)
     here.keep_in(tmp_path)
+    here.keep([early.sha256, "0" * 64])
     late = image_part(png_bytes(1, 1, b"xyz"), here)
     there = ImageShelf(tmp_path)
     assert [there.get(part.sha256) for part in (early, late)] == [here.get(part.sha256) for part in (early, late)]
@@ -72,8 +73,18 @@ def test_another_process_reads_the_files_of_a_shelf(tmp_path: Path) -> None:
 def test_a_shelf_moves_on_to_the_next_run(tmp_path: Path) -> None:
     shelf = ImageShelf(tmp_path / "one")
     part = image_part(png_bytes(1, 1, b"abc"), shelf)
-    shelf.keep_in(tmp_path / "two")
-    assert (tmp_path / "two" / part.sha256[:2] / part.sha256).exists(), "workers of the next run read its folder alone"
+    other = image_part(png_bytes(1, 1, b"xyz"), shelf)
+    with shelf.kept_in(tmp_path / "two"):
+        assert shelf.get(part.sha256)
+    assert shelf.folder == tmp_path / "one"
+    late = image_part(png_bytes(1, 1, b"mno"), shelf)
+    assert kept(tmp_path / "two") == {part.sha256}, "workers of the next run read its folder alone"
+    assert kept(tmp_path / "one") == {part.sha256, other.sha256, late.sha256}
+
+
+def kept(folder: Path) -> set[str]:
+    """Hashes of the images in a folder."""
+    return {path.name for path in folder.glob("*/*")}
 
 
 def test_spans_move_with_their_streams() -> None:

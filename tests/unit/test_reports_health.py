@@ -14,6 +14,7 @@ from synthetic_run import SyntheticRun
 from burnish.control.spec import LadderSpec
 from burnish.core.finding import Act
 from burnish.reports.data import RunData
+from burnish.reports.failures import Failures
 from burnish.reports.findings import read_decisions, read_findings
 from burnish.reports.health import KNOBS, health_view, horizons, symptoms_of, watched
 from burnish.reports.panels import FLOOR_SHARE, PANELS, Panel
@@ -118,7 +119,7 @@ def test_an_act_of_another_version_is_left_out() -> None:
 
 
 def test_the_page_carries_the_trajectories_that_findings_name(folder: Path) -> None:
-    carried = {one["id"] for one in choose_sample(RunReader(folder))}
+    carried = {one["id"] for one in choose_sample(RunReader(folder), Failures(RunReader(folder)))}
     assert {f"rl/{step:06d}/{n:04d}/00" for step in (68, 70, 72, 74) for n in range(2)} <= carried
 
 

@@ -12,6 +12,7 @@ from synthetic_run import HOSTILE, SyntheticRun, finished_run
 
 from burnish.core.errors import ConfigError, StoreError
 from burnish.reports.data import RunData
+from burnish.reports.failures import Failures
 from burnish.reports.sample import choose_sample
 from burnish.reports.trajectories import MAX_PAGE, Filter, list_trajectories, read_trajectories, read_trajectory
 from burnish.store.reader import RunReader
@@ -125,20 +126,29 @@ def test_an_unknown_trajectory_is_named(reader: RunReader) -> None:
 
 
 def test_the_sample_is_bounded_and_comes_from_all_over_the_run(reader: RunReader) -> None:
-    sample = choose_sample(reader)
+    sample = choose_sample(reader, Failures(reader))
     steps = {(one["phase"], one["step"]) for one in sample}
     assert {("rl", 1), ("rl", 3), ("rl", 5), ("sft", 0)} <= steps
     assert {one["fate"] for one in sample} >= {"trained", "filtered", "failed", "held_out", "demonstration"}
     assert any(phase == "eval" for phase, _ in steps)
     assert len({one["id"] for one in sample}) == len(sample)
-    small = choose_sample(reader, max_bytes=60_000)
+    small = choose_sample(reader, Failures(reader), max_bytes=60_000)
     assert 0 < len(json.dumps(small, separators=(",", ":"))) < 60_000
-    assert choose_sample(reader, max_bytes=0) == []
+    assert choose_sample(reader, Failures(reader), max_bytes=0) == []
+
+
+def test_what_failed_is_diagnosed_in_the_sample_as_in_the_live_page(run: SyntheticRun) -> None:
+    data = RunData(run.folder)
+    sample = data.sample()["trajectories"]
+    assert [one["diagnosis"] for one in sample] == [data.trajectory(one["id"])["diagnosis"] for one in sample]
+    failed = {one["id"] for one in sample if one["diagnosis"]}
+    assert failed == {one["id"] for one in sample if one["phase"] != "sft" and (one["reward"] or 0.0) < 1.0}
+    assert {one["phase"] for one in sample if one["id"] in failed} == {"rl", "eval"}
 
 
 def test_a_run_without_trajectories_has_an_empty_sample(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path / "run")
-    assert choose_sample(RunReader(run.folder)) == []
+    assert choose_sample(RunReader(run.folder), Failures(RunReader(run.folder))) == []
     run.writer.close()
 
 

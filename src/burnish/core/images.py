@@ -13,6 +13,7 @@ import tempfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -77,8 +78,9 @@ class ImageStore(Protocol):
 class ImageShelf:
     """An `ImageStore` in memory and, where a folder is given, in files that other processes read too.
 
-    folder: the artefacts of a run; a file lies at `folder/9f/9f2c...`.  What was put before any folder was known is
-    written when one is.  With a folder at most 256 MiB stay in memory.
+    folder: the artefacts of a run; a file lies at `folder/9f/9f2c...`.  What is put, read or kept while there is a
+    folder is written; what else is held belongs to another world of this process.  With a folder at most 256 MiB stay
+    in memory.
 
     >>> shelf = ImageShelf()
     >>> shelf.get(shelf.put(b"png"))
@@ -97,12 +99,26 @@ class ImageShelf:
         return self._folder
 
     def keep_in(self, folder: Path | None) -> None:
-        """From now on images lie in `folder` too, those included that are held already."""
+        """From now on images that are used lie in `folder` too."""
         if folder != self._folder:
             self._folder = folder
             # also what stands in an earlier folder: the next run of this process reads its own alone
             self._written = set()
-            for sha256 in list(self._held):
+
+    @contextmanager
+    def kept_in(self, folder: Path) -> Iterator[None]:
+        """`keep_in`, until the context ends."""
+        before = self._folder
+        self.keep_in(folder)
+        try:
+            yield
+        finally:
+            self.keep_in(before)
+
+    def keep(self, images: Iterable[str]) -> None:
+        """Write those of these images that are held, for other processes that are going to read them."""
+        for sha256 in images:
+            if sha256 in self._held:
                 self._write(sha256, self._held[sha256])
 
     def put(self, data: bytes) -> str:
@@ -114,6 +130,7 @@ class ImageShelf:
     def get(self, sha256: str) -> bytes:
         held = self._held.get(sha256)
         if held is not None:
+            self._write(sha256, held)
             return held
         where = "in this process" if self._folder is None else f"on the shelf or in {self._folder}"
         try:

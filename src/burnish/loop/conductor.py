@@ -14,6 +14,7 @@ import torch
 from burnish.core.errors import CheckpointError, RunStopped, StoreError
 from burnish.core.finding import Act, Decision
 from burnish.core.hashing import derive_seed
+from burnish.core.images import SHELF
 from burnish.core.served import PolicyServer
 from burnish.core.task import Task
 from burnish.core.tracked import Tracker
@@ -207,7 +208,8 @@ def conduct(
     watchdog = Watchdog(2 * recipe.stop.stall_s, writer.layout.logs / "conductor.stacks.txt")
     executor.on_progress = watchdog.pet
     own = make_own_shard(recipe, policy, world)
-    with watchdog, closing(executor), closing(own), settled_heap():
+    with watchdog, closing(executor), closing(own), settled_heap(), SHELF.kept_in(writer.layout.artefacts):
+        SHELF.keep(part.sha256 for part in world.images())
         session = Session(
             recipe=recipe,
             writer=writer,

@@ -12,6 +12,7 @@ import torch
 
 from burnish.core.errors import CheckpointError, StoreError
 from burnish.core.finding import Act, Decision
+from burnish.core.images import SHELF
 from burnish.loop import reinforce
 from burnish.loop.config import Recipe
 from burnish.loop.executor import Executor, LocalExecutor
@@ -80,10 +81,11 @@ def replay_step(folder: Path, step: int, say: Callable[[str], None]) -> Replay:
     if start > 0:
         optimizer.restore(loaded.optimizer_state)
     recomputed = math.nan
-    for number in range(start + 1, step + 1):
-        say(f"replaying step {number} from checkpoint {ref.name}")
-        knobs = _floor_knobs(recipe, reader.step_scalars("rl", number))
-        recomputed = _one_step(recipe, executor, optimizer, reader.trajectories("rl", number), knobs)
+    with SHELF.kept_in(layout.artefacts):
+        for number in range(start + 1, step + 1):
+            say(f"replaying step {number} from checkpoint {ref.name}")
+            knobs = _floor_knobs(recipe, reader.step_scalars("rl", number))
+            recomputed = _one_step(recipe, executor, optimizer, reader.trajectories("rl", number), knobs)
     stored = reader.step_scalars("rl", step)["loss"]
     return Replay(
         step=step,

@@ -21,6 +21,7 @@ from burnish.loop.policy import Policy, merged_limits, reopen_policy
 from burnish.loop.program import load_program
 from burnish.loop.served import ServedSampler
 from burnish.loop.shard import LossSetting, Shard
+from burnish.loop.shard_episodes import EpisodeSetting
 from burnish.loop.workers import ProcessExecutor
 from burnish.loop.worlds import GraphText, World
 from burnish.store.layout import RunLayout
@@ -62,8 +63,7 @@ def make_executor(
     recipe: Recipe, policy: Policy, world: World, folder: Path, server: PolicyServer | None = None
 ) -> Executor:
     """Worker processes where there are several shards on a CPU, else this process; with a server always this process,
-    since only the one that updates its weights knows which version drew a token.  Images lie in the run from now on."""
-    SHELF.keep_in(RunLayout(folder.parent).artefacts)
+    since only the one that updates its weights knows which version drew a token."""
     if server is not None:
         return LocalExecutor([make_own_shard(recipe, policy, world, ServedSampler(server, policy.model))])
     if recipe.run.in_process or recipe.run.workers == 1 or policy.device.type != "cpu":
@@ -90,12 +90,14 @@ def make_own_shard(recipe: Recipe, policy: Policy, world: World, served: ServedS
     return Shard(
         policy=policy,
         world=world,
-        hosts=hosts_of(recipe, world),
-        limits=merged_limits(recipe, world.limits),
+        episodes=EpisodeSetting(
+            limits=merged_limits(recipe, world.limits),
+            grader_timeout_s=recipe.environment.grader_timeout_s,
+            hosts=hosts_of(recipe, world),
+            program=load_program(recipe.environment.program),
+        ),
         losses=loss_settings(recipe),
-        grader_timeout_s=recipe.environment.grader_timeout_s,
         max_micro_batch_tokens=recipe.checks.max_micro_batch_tokens,
-        program=load_program(recipe.environment.program),
         served=served,
     )
 

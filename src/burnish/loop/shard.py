@@ -23,24 +23,21 @@ from burnish.core.errors import InvariantViolation
 from burnish.core.grade import Grade
 from burnish.core.learning import TrainingSample
 from burnish.core.sampling import SampleRequest, SamplingParams
-from burnish.core.task import Limits
 from burnish.core.trajectory import Node, Trajectory
-from burnish.environments.hosted import HostPool
 from burnish.graders.boundary import grade_trajectories
 from burnish.graders.judge_policy import judging_policy
 from burnish.loop.invariants import audit_tokens, check_round_trip
-from burnish.loop.policy import Policy, control_ids, fit_limits
+from burnish.loop.policy import Policy, control_ids
 from burnish.loop.served import ServedSampler
+from burnish.loop.shard_episodes import EpisodePlayer, EpisodeSetting
 from burnish.loop.shard_pool import Deliver, GroupOrder, PoolSetting, RolledGroup, ShardPool
 from burnish.loop.shard_step import Samples, ShardStep
 from burnish.loop.step_order import Gradient, Seen, StepOrder
 from burnish.loop.worlds import World, mistaken_expert
 from burnish.policies.sampler import EmbeddedSampler, weight_checksum
 from burnish.rollout.episode import EpisodePlan
-from burnish.rollout.pool import EpisodePool, FinishedGroup, Roll, episode_roll
-from burnish.rollout.programs import Program, program_roll, run_programs
-from burnish.rollout.proxy import CaptureServer
-from burnish.rollout.runner import run_episodes, run_scripted
+from burnish.rollout.pool import EpisodePool, FinishedGroup
+from burnish.rollout.runner import run_scripted
 from burnish.rollout.streams import ControlTokens
 from burnish.training.gradients import flatten_gradients, zero_gradients
 from burnish.training.learner import Learner
@@ -127,9 +124,8 @@ class SyncEcho:
 class Shard:
     """See the module's text.  `losses` holds name and options of the loss of each phase ("sft", "rl").
 
-    hosts: processes that the environments live in, 0 for this one.  Experts act in this process: they are part of the
-    environment, and nothing that a policy says reaches them.  program: plays the episodes in place of the environment.
-    served: samples the policy in place of this process.
+    Experts act in this process whatever `episodes` says: they are part of the environment, and nothing that a policy
+    says reaches them.  served: samples the policy in place of this process.
     """
 
     def __init__(
@@ -137,29 +133,22 @@ class Shard:
         *,
         policy: Policy,
         world: World,
-        hosts: int,
-        limits: Limits,
+        episodes: EpisodeSetting,
         losses: Mapping[str, LossSetting],
-        grader_timeout_s: float,
         max_micro_batch_tokens: int,
-        program: Program | None = None,
         served: ServedSampler | None = None,
     ) -> None:
         self.policy = policy
         self._world = world
-        self._hosts = HostPool(world.source, hosts=hosts, limits=world.limits) if hosts else None
-        self._make = self._hosts.make if self._hosts is not None else world.make
-        self._program = program
-        self._proxy: CaptureServer | None = None
         self._losses = losses
-        self._grader_timeout_s = grader_timeout_s
+        self._grader_timeout_s = episodes.grader_timeout_s
         self._max_micro_batch_tokens = max_micro_batch_tokens
         self._sampler: EmbeddedSampler | ServedSampler = served or EmbeddedSampler(
             policy.model, pad_id=policy.pad_id, device=policy.device
         )
-        self._limits = fit_limits(limits, self._sampler.max_positions)
+        self._player = EpisodePlayer(episodes, world=world, renderer=policy.renderer, sampler=self._sampler)
         if served is not None:
-            served.context_tokens = self._limits.max_context_tokens
+            served.context_tokens = self._player.limits.max_context_tokens
         self._held: dict[str, Trajectory] = {}
         self._control = ControlTokens(control_ids(policy))
         self._step: ShardStep | None = None
@@ -173,8 +162,7 @@ class Shard:
 
     def close(self) -> None:
         """End the hosts and the graders' sandbox."""
-        if self._hosts is not None:
-            self._hosts.close()
+        self._player.close()
         if self._world.sandbox is not None:
             asyncio.run(self._world.sandbox.close())
 
@@ -193,32 +181,12 @@ class Shard:
         started = time.perf_counter()
         # A resumed process has nothing cached; reuse from an earlier order would differ from it in the last bits.
         self._sampler.forget()
-        trajectories = await self._run(order)
+        trajectories = await self._player.play(order.plans, order.params)
         version = self._sampler.version
         self._audit(trajectories, oldest=version, newest=version)
         if order.hold:
             self.hold(trajectories)
         return await self._graded(order.plans, trajectories, started)
-
-    async def _run(self, order: RolloutOrder) -> list[Trajectory]:
-        renderer, sampler = self.policy.renderer, self._sampler
-        if self._program is not None:
-            return await run_programs(
-                order.plans,
-                program=self._program,
-                renderer=renderer,
-                sampler=sampler,
-                params=order.params,
-                limits=self._limits,
-            )
-        return await run_episodes(
-            order.plans,
-            make_environment=self._make,
-            renderer=renderer,
-            sampler=sampler,
-            params=order.params,
-            limits=self._limits,
-        )
 
     def _audit(self, trajectories: Sequence[Trajectory], *, oldest: int, newest: int) -> None:
         for trajectory in trajectories:
@@ -239,7 +207,7 @@ class Shard:
                 make_environment=self._world.make,
                 renderer=self.policy.renderer,
                 policy=mistaken_expert(mistake),
-                limits=self._limits,
+                limits=self._player.limits,
             )
             found.update(zip(indices, done, strict=True))
         return await self._graded(order.plans, [found[index] for index in range(len(order.plans))], started)
@@ -264,19 +232,8 @@ class Shard:
 
     async def open_pool(self, setting: PoolSetting, deliver: Deliver) -> None:
         """Take groups one by one from now on; `deliver` is called with each that finishes."""
-        roll = await self._roll(setting.params)
+        roll = await self._player.open(setting.params)
         self._pool = ShardPool(EpisodePool(roll, max_running=setting.max_running), self._grade_group, deliver)
-
-    async def _roll(self, params: SamplingParams) -> Roll:
-        renderer, sampler = self.policy.renderer, self._sampler
-        if self._program is None:
-            return episode_roll(
-                make_environment=self._make, renderer=renderer, sampler=sampler, params=params, limits=self._limits
-            )
-        self._proxy = await CaptureServer().__aenter__()
-        return program_roll(
-            self._proxy, program=self._program, renderer=renderer, sampler=sampler, params=params, limits=self._limits
-        )
 
     def start_group(self, order: GroupOrder) -> None:
         """Begin one group; needs an open pool."""
@@ -298,9 +255,7 @@ class Shard:
         if self._pool is not None:
             await self._pool.close()
             self._pool = None
-        if self._proxy is not None:
-            await self._proxy.__aexit__()
-            self._proxy = None
+        await self._player.leave()
 
     @property
     def _opened(self) -> ShardPool:

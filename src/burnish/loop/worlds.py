@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -16,6 +16,7 @@ from burnish.core.environment import Script, ScriptedPolicy
 from burnish.core.errors import ConfigError, TaskError
 from burnish.core.grade import Aggregator, Grader
 from burnish.core.hashing import bytes_hash
+from burnish.core.message import ImagePart
 from burnish.core.sandbox import Sandbox
 from burnish.core.task import Limits, Task, Taskset
 from burnish.environments.base import Environment, expert_policy, has_expert
@@ -104,6 +105,12 @@ class World:
         if not tasks:
             raise TaskError(f"environment {self.name} has no tasks in split {split!r}")
         return tasks if limit is None else tasks[:limit]
+
+    def images(self) -> Iterator[ImagePart]:
+        """The images of all prompts, split by split."""
+        for split in self.taskset.splits:
+            for task in self.taskset.tasks(split):
+                yield from (part for part in task.parts if isinstance(part, ImagePart))
 
 
 def load_world(name: str, options: Mapping[str, Any], *, seed: int) -> World:

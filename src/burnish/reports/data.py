@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.reports.cost import CostReadings
-from burnish.reports.failures import Failures
+from burnish.reports.failures import CHOICES, Failures
 from burnish.reports.overview import overview
 from burnish.reports.sample import MAX_BYTES, choose_sample
 from burnish.reports.series import Readings
@@ -61,19 +61,21 @@ class RunData:
         return self._once(wanted, self.revision(), lambda: list_trajectories(self._reader, wanted))
 
     def trajectory(self, trajectory_id: str) -> dict[str, Any]:
-        """One trajectory whole, with the texts of its tokens under "texts" and what went wrong in it under
-        "diagnosis" (None where it passed).  Raises StoreError where there is none."""
+        """One trajectory whole, with the texts of its tokens under "texts", what went wrong in it under "diagnosis"
+        (None where it passed), and what that may be corrected to under "choices".  Raises StoreError where there is
+        none."""
 
         def read() -> dict[str, Any]:
             found = read_trajectory(self._reader, trajectory_id)
             texts = self._tokens.texts(token_ids([found]))
-            return found | {"texts": texts, "diagnosis": self._failures.of(trajectory_id)}
+            diagnosis = self._failures.of([found]).get(trajectory_id)
+            return found | {"texts": texts, "diagnosis": diagnosis, "choices": CHOICES}
 
         return self._once(("trajectory", trajectory_id), self.revision(), read)
 
     def sample(self, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-        """A bounded choice of whole trajectories, with the texts of all their tokens."""
-        chosen = choose_sample(self._reader, max_bytes=max_bytes)
+        """A bounded choice of whole trajectories with their diagnoses, and the texts of all their tokens."""
+        chosen = choose_sample(self._reader, self._failures, max_bytes=max_bytes)
         return {"trajectories": chosen, "texts": self._tokens.texts(token_ids(chosen))}
 
     def _once(self, key: object, revision: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""What a diagnosis says of one stored trajectory, for its page: critical step, category, owner, and the log behind it.
+"""What a diagnosis says of stored trajectories, for their page: critical step, category, owner, and the log behind it.
 
 Steps are message indices from 1, as everywhere in a diagnosis.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from burnish.diagnosis.constraint import Violation
 from burnish.diagnosis.diagnose import Engine
 from burnish.diagnosis.formats.run import record_of
 from burnish.diagnosis.localise import Suspect
+from burnish.diagnosis.record import Record
 from burnish.diagnosis.taxonomy import Category, Fault
 from burnish.diagnosis.timeline import Row, timeline, why_of_suspect
 from burnish.store.reader import RunReader
@@ -20,11 +22,14 @@ from burnish.store.reader import RunReader
 PHASES = ("rl", "eval")
 """Demonstrations are nobody's failures."""
 
+CHOICES = {"categories": [str(category) for category in Category], "owners": [str(owner) for owner in Fault]}
+"""What a person may correct a diagnosis to."""
+
 
 class Failures:
     """Diagnoses of a run's trajectories, with the policy of the run's world where there is one.
 
-    `Failures(reader).of("rl/000012/0003/05")["critical"]["step"]`
+    `Failures(reader).of([shown])[shown["id"]]["critical"]["step"]`
     """
 
     def __init__(self, reader: RunReader) -> None:
@@ -34,20 +39,29 @@ class Failures:
     def _engine(self) -> Engine:
         return engine_of(policy_of_run(self._reader.layout.root))
 
-    def of(self, trajectory_id: str) -> dict[str, Any] | None:
-        """The diagnosis as JSON, None for one that passed.  Raises StoreError where there is no such trajectory."""
-        stored = self._reader.trajectory(trajectory_id)
-        record = record_of(stored)
-        if record.passed or stored.phase not in PHASES:
-            return None
+    def of(self, shown: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Diagnoses as JSON by id, of those that failed among trajectories with "id", "phase" and "step".
+
+        Each step is read once.  Raises StoreError where one cannot be read.
+        """
+        wanted: dict[tuple[str, int], set[str]] = {}
+        for one in shown:
+            if one["phase"] in PHASES:
+                wanted.setdefault((one["phase"], one["step"]), set()).add(one["id"])
+        found = {}
+        for (phase, step), ids in wanted.items():
+            for stored in self._reader.trajectories(phase, step):
+                if stored.trajectory.id in ids and not (record := record_of(stored)).passed:
+                    found[record.id] = self._diagnosis(record)
+        return found
+
+    def _diagnosis(self, record: Record) -> dict[str, Any]:
         diagnosis = self._engine.diagnose(record)
         critical = diagnosis.critical
         return {
             "critical": None if critical is None else _critical(critical),
             "rows": [_row(row) for row in timeline(record, diagnosis, critical)],
             "messages": len(record.items),
-            "categories": [str(category) for category in Category],
-            "owners": [str(owner) for owner in Fault],
         }
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from burnish.reports.failures import Failures
 from burnish.reports.findings import read_findings
 from burnish.reports.trajectories import read_trajectories
 from burnish.store.reader import RunReader
@@ -22,8 +23,8 @@ _FOUND = 24
 _DEMONSTRATIONS = 12
 
 
-def choose_sample(reader: RunReader, *, max_bytes: int = MAX_BYTES) -> list[dict[str, Any]]:
-    """Whole trajectories of at most `max_bytes` of JSON.
+def choose_sample(reader: RunReader, failures: Failures, *, max_bytes: int = MAX_BYTES) -> list[dict[str, Any]]:
+    """Whole trajectories, those that failed with their diagnosis, of at most `max_bytes` of JSON.
 
     Those that findings name, groups of the first, the middle and the last RL step (those with signal first), right and
     wrong episodes of up to eight evaluations, the newest episodes that failed, and some demonstrations.  Raises
@@ -39,7 +40,10 @@ def choose_sample(reader: RunReader, *, max_bytes: int = MAX_BYTES) -> list[dict
     found: dict[str, dict[str, Any]] = {}
     for kind, ids in chosen.items():
         budget = _SHARES[kind] * max_bytes
-        for trajectory in read_trajectories(reader, [one for one in ids if one not in found]):
+        read = read_trajectories(reader, [one for one in ids if one not in found])
+        diagnoses = failures.of(read)
+        for trajectory in read:
+            trajectory["diagnosis"] = diagnoses.get(trajectory["id"])
             size = len(json.dumps(trajectory, separators=(",", ":")))
             if size <= budget:
                 budget -= size

@@ -97,8 +97,8 @@ const diagnosisView = (() => {
       return made;
     };
     const step = input("step", { type: "number", min: 1, max: found.messages, step: 1, value: start.step });
-    const category = choice("category", found.categories);
-    const owner = choice("owner", found.owners);
+    const category = choice("category", one.choices.categories);
+    const owner = choice("owner", one.choices.owners);
     const by = input("by", { value: kept.by, maxlength: 100 });
     const reason = input("reason", {});
     const token = input("token", { type: "password", value: kept.token, autocomplete: "off", title: "what burnish view printed when it started" });
