@@ -252,3 +252,14 @@ def test_the_last_tool_that_was_called_alone_ends_a_run_and_cuts_off_a_talk(tmp_
     assert fired(*talk)
     assert not fired(*talk, tool="submit_file")
     assert not fired()
+
+
+@pytest.mark.parametrize(("outcome", "owner"), [("", "agent"), ("error:infrastructure", "infrastructure")])
+def test_a_record_that_just_stops_is_the_agents_unless_it_says_that_something_broke(
+    outcome: str, owner: str, tmp_path: Path
+) -> None:
+    talk = [said("user", "Hi."), said("assistant", "Shall I book it?"), said("user", "Yes, go ahead and book it.")]
+    row = {"messages": talk, "outcome": outcome, "passed": False}
+    critical = engine_of().diagnose(read(row, tmp_path)).critical
+    assert critical is not None
+    assert (critical.index, str(critical.category), str(critical.owner)) == (3, "system_failure", owner)
