@@ -64,11 +64,11 @@ def _date_said(view: View, text: str, before: int) -> bool:
     match = _DATE.match(text)
     if match is None:
         return False
-    talk = view.talk_before(before)
-    if _RELATIVE.search(talk):
-        return True
+    if "relative" not in view.memo:
+        view.memo["relative"] = _RELATIVE.search(view.user_talk) is not None
     number = int(match["day"] or match["hour"])
-    return any(re.search(rf"(?<![\d.])0?{number}(?![\d])", view.lowered[p]) for p in range(before))
+    seen = (view.first_atom(text) for text in (str(number), f"{number:02d}"))
+    return bool(view.memo["relative"]) or any(0 <= at < before for at in seen)
 
 
 def _pieces_seen(view: View, text: str, before: int) -> bool:
@@ -240,22 +240,27 @@ def _plan(view: View, position: int) -> Found:
     members = {speaker(item) for item in view.items if item.role == "assistant"} - {""}
     names = {tool.name for tool in view.record.tools} | {call.name for call in view.calls} | members
     names = {name for name in names if len(name) > 2}
-    acting: list[tuple[int, str]] = [(call.position, call.name) for call in view.calls]
-    acting += [(p, speaker(item)) for p, item in enumerate(view.items) if item.role == "assistant"]
+    acting: dict[int, set[str]] = {}
+    for call in view.calls:
+        acting.setdefault(call.position, set()).add(call.name)
+    later: set[str] = set()
     for at in range(len(view.items) - 1, -1, -1):
         item = view.items[at]
+        here = acting.setdefault(at, set())
+        later |= here
         if item.role != "assistant":
             continue
         planned: list[str] = []
         for line in _NUMBERED.findall(item.text[:5000]) if names else ():
             planned += sorted({n for n in names if n in line} | set(_TOOL_NAME.findall(line)))
-        done = [(p, name) for p, name in acting if p > at or (p == at and name != speaker(item))]
-        skipped = [name for name in planned if name not in {name for _, name in done}]
+        skipped = [name for name in planned if name not in later]
         if len(planned) >= 2 and skipped and len(skipped) < len(planned):
-            after = planned[planned.index(skipped[0]) + 1 :]
+            after = set(planned[planned.index(skipped[0]) + 1 :])
             last = next(view.said("assistant", len(view.items)), position)
-            where = min((p for p, name in done if name in after), default=last)
+            where = next((p for p in range(at + 1, len(view.items)) if after & acting.get(p, set())), last)
             return fail(f"planned {skipped[0]} and never called it", position=where, also=(at,))
+        here.add(speaker(item))
+        later.add(speaker(item))
     return PASS
 
 

@@ -7,7 +7,7 @@ and where it failed, whoever had asked or had written the code is looked at.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from burnish.diagnosis.constraint import PASS, UNKNOWN, Constraint, Event, Found, Guard, fail
@@ -29,46 +29,52 @@ MIN_REPEATED = 40
 """Characters of words that count as said again; shorter ones (thanks, go on) are no sign of a loop."""
 
 
-def _asked(view: View, position: int) -> int:
-    """The report that follows a message and is no result of a call; -1 for none."""
-    at = position + 1
-    if at >= len(view.items) or not view.is_report(at) or view.items[position].calls:
-        return -1
-    return at
+@dataclass(slots=True)
+class _Reports:
+    """What the reports of a trajectory show, looked at once.
+
+    failures: position -> what it says of its failure.  good: (role, speaker) -> last position without one.  first: text
+    of a failure -> where it stands first.
+    """
+
+    failures: dict[int, str] = field(default_factory=dict)
+    good: dict[tuple[str, str], int] = field(default_factory=dict)
+    first: dict[str, int] = field(default_factory=dict)
 
 
-def _failure(view: View, at: int) -> str:
-    """What a report says of its failure; "" where it shows something."""
-    text = view.items[at].text[:MAX_TEXT]
-    match = BARRED.search(text) or _FAILED.search(text)
-    return text[match.start() : match.start() + 200] if match else ""
-
-
-def _recovered(view: View, at: int) -> bool:
-    later = range(at + 1, len(view.items))
-    same = (view.items[at].role, speaker(view.items[at]))
-    return any((view.items[p].role, speaker(view.items[p])) == same and not _failure(view, p) for p in later)
-
-
-def _said_before(view: View, at: int) -> bool:
-    """Whether the same failure was reported earlier: what is tried again then follows from the first."""
-    return any(view.is_report(p) and view.items[p].text == view.items[at].text for p in range(at))
+def _reports(view: View) -> _Reports:
+    known = view.memo.get("reports")
+    if isinstance(known, _Reports):
+        return known
+    found = _Reports()
+    for at, item in enumerate(view.items):
+        if not view.is_report(at):
+            continue
+        text = item.text[:MAX_TEXT]
+        match = BARRED.search(text) or _FAILED.search(text)
+        if match:
+            found.failures[at] = text[match.start() : match.start() + 200]
+            found.first.setdefault(text, at)
+        else:
+            found.good[item.role, speaker(item)] = at
+    view.memo["reports"] = found
+    return found
 
 
 def _report(recovered: bool, outage: bool) -> Any:
     def check(view: View, position: int) -> Found:
-        at = _asked(view, position)
-        failure = _failure(view, at) if at >= 0 else ""
-        if at < 0:
+        at = position + 1
+        if at >= len(view.items) or not view.is_report(at) or view.items[position].calls:
             return UNKNOWN
+        found, text = _reports(view), view.items[at].text[:MAX_TEXT]
+        failure = found.failures.get(at, "")
+        # a failure that was reported before follows from what led to the first
+        if not failure or found.first[text] < at:
+            return PASS
         barred = BARRED.search(failure) is not None
-        is_outage = not barred and is_outage_text(view.items[at].text[:MAX_TEXT])
-        if (
-            not failure
-            or _said_before(view, at)
-            or _recovered(view, at) != recovered
-            or (outage != is_outage and not recovered)
-        ):
+        is_outage = not barred and is_outage_text(text)
+        over = found.good.get((view.items[at].role, speaker(view.items[at])), -1) > at
+        if over != recovered or (outage != is_outage and not recovered):
             return PASS
         category = Category.GUARDRAIL if barred else None
         where = at if outage or barred or view.is_report(position) else position
@@ -104,15 +110,20 @@ def _again(view: View, position: int) -> Found:
     item = view.items[position]
     if view.has_user or item.calls or view.is_report(position) or len(item.text) < MIN_REPEATED:
         return UNKNOWN
-    for earlier in _own_words(view, position):
-        if view.items[earlier].text.strip() == item.text.strip():
-            return fail("the same words as before", quote=item.text, also=(earlier,))
-    return PASS
+    earlier = _first_said(view)[item.agent, item.text.strip()]
+    return fail("the same words as before", quote=item.text, also=(earlier,)) if earlier < position else PASS
 
 
-def _own_words(view: View, position: int) -> Iterator[int]:
-    agent = view.items[position].agent
-    return (p for p in view.said("assistant", position) if view.items[p].agent == agent)
+def _first_said(view: View) -> dict[tuple[str, str], int]:
+    known = view.memo.get("said")
+    if isinstance(known, dict):
+        return known
+    found: dict[tuple[str, str], int] = {}
+    for position in sorted(view.said("assistant", len(view.items))):
+        item = view.items[position]
+        found.setdefault((item.agent, item.text.strip()), position)
+    view.memo["said"] = found
+    return found
 
 
 def team_constraints() -> tuple[Constraint, ...]:

@@ -139,7 +139,10 @@ def matches(patterns: str, name: str) -> bool:
 
 @dataclass(slots=True)
 class View:
-    """What constraints look at.  Built once for a record; everything in it is derived."""
+    """What constraints look at.  Built once for a record; everything in it is derived.
+
+    memo: what a constraint derives from all of it and needs again, by a name of its own.
+    """
 
     record: Record
     kinds: ToolKinds = field(default_factory=ToolKinds)
@@ -147,6 +150,7 @@ class View:
     lowered: list[str] = field(default_factory=list)
     calls: list[CallView] = field(default_factory=list)
     objects: dict[str, list[Seen]] = field(default_factory=dict)
+    memo: dict[str, object] = field(default_factory=dict)
     _joined: str = ""
     _starts: list[int] = field(default_factory=list)
     _first: dict[str, int] = field(default_factory=dict)
