@@ -8,7 +8,8 @@ it that part is skipped.  Unit of every step: message index.
 
 Protocol.  Of the 29 labelled failures 14, chosen by a hash of their ids, were read while rules were written.  --freeze
 then wrote the list of rules with a digest of their source; the other 15 were scored once, by weights fitted on the 14
-and the 73 passing runs, and that score is kept in diagnosis_runs/first_score.json.  The table over all 29 refits the
+and the 73 passing runs, and that score is kept in diagnosis_runs/first_score.json; rules that came later are named
+in diagnosis_runs/rules.json.  The table over all 29 refits the
 weights for each left-out task.  What stays in-sample there: the rules of the 14, and the list of features.  What is
 known in general of these runs (marginal counts of categories, what others found) stands in their read-me and was known.
 
@@ -77,6 +78,8 @@ def main() -> int:
     """Freeze, or score, print, and say by the exit status whether the bar holds."""
     options = _options()
     if options.freeze:
+        if FIRST.exists():
+            raise SystemExit(f"{RULES.name} holds the rules of the first score; name later ones there")
         RULES.write_text(json.dumps(rule_list(), indent=1) + "\n", encoding="utf-8")
         console.print(f"rules frozen in {RULES.name}")
         return 0

@@ -12,6 +12,7 @@ import pytest
 
 from burnish.cli import main
 from burnish.core.judge import JudgeCause, JudgeError, JudgeReply, JudgeRequest, Verdict
+from burnish.diagnosis.built_in import engine_of
 from burnish.diagnosis.diagnose import Engine, Model, diagnosis_json, load_model, model_json
 from burnish.diagnosis.difference import Kind, difference
 from burnish.diagnosis.formats.chat import write_chat
@@ -98,7 +99,8 @@ def test_who_named_the_wrong_thing_is_blamed() -> None:
 
 @pytest.mark.parametrize("weights", ["weights.json", "weights_injected.json"])
 def test_whoever_only_sets_the_task_is_not_blamed_by_his_place(weights: str) -> None:
-    engine = Engine(model=load_model(SHIPPED.with_name(weights)))
+    # with a policy: without one nobody but the agent is blamed by his place
+    engine = engine_of("retail", str(SHIPPED.with_name(weights)))
     alone = engine.diagnose(record(("user", "Make bowl cost 37."), ("assistant", "done"), passed=False))
     assert alone.critical is not None
     assert (alone.critical.index, alone.critical.owner) == (2, Fault.AGENT)

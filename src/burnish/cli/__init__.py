@@ -175,6 +175,7 @@ def _diagnose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", default="", choices=("", *DIAGNOSE_FORMATS), help="(default: seen from the record)")
     parser.add_argument("--no-reference", action="store_true", help="do not look at gold actions")
     parser.add_argument("--all", action="store_true", help="also trajectories that passed")
+    parser.add_argument("--failed", action="store_true", help="records that do not say how they ended have failed")
     parser.add_argument("--weights", default="", metavar="FILE", help="of the ranking, or built-in: labelled, injected")
     parser.add_argument("--constraints", default="", metavar="FILE", help="constraints that a model wrote, JSON")
     parser.add_argument("--judge", default="", metavar="openai:MODEL", help="let a model look at the suspects")

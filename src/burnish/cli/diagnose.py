@@ -128,7 +128,7 @@ def _diagnosed(arguments: argparse.Namespace, engine: Engine, found: _Out, conso
                 found.row("atif", write_atif(record))
             diagnosis = None
             if not record.passed or arguments.all:
-                diagnosis = engine.diagnose(record, use_reference=not arguments.no_reference)
+                diagnosis = _diagnosis(arguments, engine, record)
                 if judge is not None and diagnosis.accused:
                     diagnosis = runner.run(judged(judge, record, diagnosis))
             case = overview.add(record, diagnosis, corrections.get(record.id))
@@ -137,6 +137,12 @@ def _diagnosed(arguments: argparse.Namespace, engine: Engine, found: _Out, conso
     if arguments.tag:
         _tagged(arguments).with_suffix(".tmp").replace(_tagged(arguments))
     return overview
+
+
+def _diagnosis(arguments: argparse.Namespace, engine: Engine, record: Record) -> Diagnosis:
+    """With `--failed`, a record that does not say how it ended counts as failed."""
+    failed = True if arguments.failed and record.passed is None else None
+    return engine.diagnose(record, use_reference=not arguments.no_reference, known_failed=failed)
 
 
 def _rows(
@@ -207,7 +213,7 @@ def _changes(arguments: argparse.Namespace, engine: Engine, overview: Overview) 
     for record in _records(other):
         if isinstance(record, Record):
             looked = not record.passed or arguments.all
-            diagnosis = engine.diagnose(record, use_reference=not arguments.no_reference) if looked else None
+            diagnosis = _diagnosis(arguments, engine, record) if looked else None
             before.add(record, diagnosis, corrections.get(record.id))
     if not before.runs:
         raise ConfigError(f"{arguments.compare!r} holds no trajectory to compare with")
@@ -351,7 +357,8 @@ def _failures(console: Console, cases: Sequence[Case]) -> None:
         if len(name) > width:
             console.print(Text(name, overflow="fold"), width=_width(console))
             name = ""
-        line = f"{name:<{width}}  {critical.index:>7}  {critical.p:.2f}  {critical.category:<24}  {critical.owner}"
+        party = _line(_visible(critical.party))
+        line = f"{name:<{width}}  {critical.index:>7}  {critical.p:.2f}  {critical.category:<24}  {party}"
         console.print(Text(line), width=_width(console))
         why = Text(_line(_visible(why_of(case))), style="dim", overflow="fold")
         console.print(Padding(why, (0, 0, 0, 4)), width=_width(console))

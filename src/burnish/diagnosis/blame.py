@@ -14,7 +14,7 @@ from burnish.diagnosis.hypotheses import Board
 from burnish.diagnosis.record import Call
 from burnish.diagnosis.talk import ASKS_TO_ACT, NO, PROPOSES, REFUSES, consents, content_words, is_mere_consent
 from burnish.diagnosis.taxonomy import Category
-from burnish.diagnosis.view import CallView, View, leaves
+from burnish.diagnosis.view import CallView, View, is_key, leaves
 
 _AMOUNT = re.compile(r"(?<![\w.#-])\$?\d[\d,]*(?:\.\d+)?(?![\w-])")
 MOST = 4
@@ -139,7 +139,7 @@ def _declined(view: View, before: int) -> list[int]:
 def _blocked(board: Board, call: CallView, weight: float) -> None:
     """The wanted call was made and failed: an own earlier write on the same object is the suspect."""
     view = board.view
-    keys = {v for k, v in call.arguments.items() if isinstance(v, str) and (k == "id" or k.endswith("_id"))}
+    keys = {v for k, v in call.arguments.items() if isinstance(v, str) and is_key(k)}
     causes = [
         other
         for other in view.writes
@@ -187,7 +187,7 @@ def _missing(board: Board, wanted: Call, weight: float) -> None:
     if refusals:
         category = Category.MISALIGNMENT if asked else Category.UNSUPPORTED
         board.at(refusals[-1], category).add("diff:refused", weight, why)
-    gone = next((c for c in view.calls if "transfer" in c.name or "human" in c.name), None)
+    gone = next((c for c in view.calls if "transfer" in c.name or "human" in c.name or "escalat" in c.name), None)
     if gone is not None:
         board.at(gone.position, Category.MISALIGNMENT).add("diff:handed_over", weight, why)
     last = next((p for p in users if not is_mere_consent(view.items[p].text)), users[0] if users else -1)

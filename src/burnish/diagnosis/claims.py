@@ -34,12 +34,19 @@ _HEDGE = re.compile(
     r"changed|become|becomes|updated|now|been|successfully)\b|n't\b",
     re.I,
 )
-_MONEY = re.compile(r"\$\s?(\d[\d,]{0,9}(?:\.\d{1,2})?)")
-_IDENTIFIER = re.compile(r"(?<![\w$.,-])#?(?=[A-Z]*\d)[A-Z]{0,3}\d{6,20}\b")
+_MONEY = re.compile(
+    r"[$€£]\s?(\d[\d,]{0,9}(?:\.\d{1,2})?)|(?<![\w.,])(\d[\d,]{0,9}(?:\.\d{1,2})?)\s?(?:dollars|euros|pounds|USD|EUR|GBP|CHF)\b"
+)
+_IDENTIFIER = re.compile(
+    r"(?<![\w$.,-])(?:#?(?=[A-Z]*\d)[A-Z]{0,3}\d{6,20}|(?=(?:[A-Z]*\d){2})(?=(?:\d*[A-Z]){2})[A-Z0-9]{6,20})\b"
+)
+"""Six digits or more, or six capitals and digits or more with two of each."""
 _DONE = re.compile(
     r"\b(?:(?:has|have) (?:now )?been (?:successfully )?(?:cancel|return|exchang|modif|updat|chang|process|refund|book|"
-    r"creat|delet|sent|submit|complet|initiat)\w*|successfully (?:cancel|return|exchang|modif|updat|chang|process|book|"
-    r"creat|delet|submit|complet|initiat)\w*)\b",
+    r"mov|fix|creat|delet|sent|submit|complet|initiat)\w*|successfully (?:cancel|return|exchang|modif|updat|chang|"
+    r"process|book|creat|delet|submit|complet|initiat)\w*|"
+    r"I(?:'ve| have)? (?:now |just |successfully )?(?:cancelled|canceled|booked|rebooked|moved|updated|changed|created|"
+    r"deleted|removed|sent|submitted|scheduled|rescheduled|restarted|deployed|fixed|installed|upgraded|refunded))\b",
     re.I,
 )
 _ABOUT = re.compile(
@@ -137,11 +144,12 @@ def _observed(view: View) -> dict[str, set[str]]:
 
 
 def _amount(view: View, position: int) -> Found:
-    amounts = [float(match.replace(",", "")) for match in _MONEY.findall(view.items[position].text[:20_000])]
+    found = _MONEY.findall(view.items[position].text[:20_000])
+    amounts = [float((sign or word).replace(",", "")) for sign, word in found]
     if not amounts:
         return UNKNOWN
     unknown = next((amount for amount in amounts[:60] if not number_known(view, amount, position)), None)
-    return PASS if unknown is None else fail(f"${unknown:g} follows from nothing that was shown", quote=f"${unknown:g}")
+    return PASS if unknown is None else fail(f"{unknown:g} follows from nothing that was shown", quote=f"{unknown:g}")
 
 
 def _identifier(view: View, position: int) -> Found:
@@ -162,7 +170,9 @@ def _deed(view: View, position: int) -> Found:
     since = next(view.said("assistant", position), -1)
     writes = [call for call in view.writes if call.position < position]
     recent = [call for call in writes if call.position > next(view.said("user", position), -1)]
-    if writes and recent and all(call.is_error for call in recent):
+    # whom nobody talks to does one thing after the other: what counts is how the last one went
+    recent = recent if view.has_user else writes[-1:]
+    if recent and all(call.is_error for call in recent):
         return fail("it reports success after a failure", quote=match[0], also=(recent[-1].result,))
     if not writes and since >= 0 and any(call.position < position for call in view.calls):
         return fail("it reports a deed and wrote nothing", quote=match[0])
@@ -191,6 +201,11 @@ def _attribution(view: View, position: int) -> Found:
     return PASS if known else UNKNOWN
 
 
+def _of_claims(check: TextCheck) -> TextCheck:
+    """The check, of messages that claim something: who reports what the world shows claims nothing."""
+    return lambda view, position: UNKNOWN if view.is_report(position) else check(view, position)
+
+
 def claim_constraints(values: Mapping[str, Sequence[str]] | None = None) -> tuple[Constraint, ...]:
     """Checks of talk; `values`: closed vocabularies of fields, from a policy."""
     rows: tuple[tuple[str, float, Category, str, TextCheck], ...] = (
@@ -203,6 +218,6 @@ def claim_constraints(values: Mapping[str, Sequence[str]] | None = None) -> tupl
     )
     guard = Guard(event=Event.TEXT)
     return tuple(
-        Constraint(id=name, guard=guard, severity=severity, category=category, text=text, on_text=check)
+        Constraint(id=name, guard=guard, severity=severity, category=category, text=text, on_text=_of_claims(check))
         for name, severity, category, text, check in rows
     )

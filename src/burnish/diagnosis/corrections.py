@@ -21,6 +21,7 @@ from burnish.diagnosis.localise import Suspect
 from burnish.diagnosis.plain import RecordError, mapping, name_of, parse_json, whole
 from burnish.diagnosis.record import Record
 from burnish.diagnosis.taxonomy import Category, Fault, category_of, fault_of
+from burnish.diagnosis.view import speaker
 from burnish.store.overrides import OverrideKind
 from burnish.store.reader import RunReader
 
@@ -117,7 +118,8 @@ def corrected(record: Record, suspect: Suspect | None, correction: Correction) -
         return suspect
     why = (f"{correction.by}: {correction.reason}",)
     start = suspect or Suspect(position=at, index=correction.index, p=1.0, category=category, owner=owner)
-    return replace(start, position=at, index=correction.index, p=1.0, category=category, owner=owner, why=why)
+    moved = replace(start, position=at, index=correction.index, agent=speaker(record.items[at]))
+    return replace(moved, p=1.0, category=category, owner=owner, why=why)
 
 
 def append(path: Path, correction: Correction) -> None:

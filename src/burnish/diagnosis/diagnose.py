@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from burnish.diagnosis.plain import RecordError, mapping, parse_json, real
 from burnish.diagnosis.policy import NO_POLICY, Policy
 from burnish.diagnosis.record import Record
 from burnish.diagnosis.schemas import schema_constraints
+from burnish.diagnosis.talk import LEAVES, is_mere_consent
 from burnish.diagnosis.taxonomy import Category, Fault
-from burnish.diagnosis.view import View
+from burnish.diagnosis.team_rules import team_constraints
+from burnish.diagnosis.view import View, speaker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ class Engine:
         if any("confirm" in constraint.id for constraint in self.policy.constraints):
             own = tuple(constraint for constraint in own if constraint.id != "consent")
         claims = claim_constraints(self.policy.values)
-        return (*schema_constraints(), *self.policy.constraints, *own, *claims, *self.generated)
+        return (*schema_constraints(), *self.policy.constraints, *own, *claims, *team_constraints(), *self.generated)
 
     def look(self, record: Record, *, use_reference: bool = True) -> tuple[View, Log, Difference]:
         """What can be said before anything is weighed."""
@@ -97,7 +99,7 @@ class Engine:
         """
         view, log, found = self.look(record, use_reference=use_reference)
         failed = record.passed is False if known_failed is None else known_failed
-        cases = hypotheses(view, log, found, self.model.lifts)
+        cases = self._arguable(view, hypotheses(view, log, found, self.model.lifts), found)
         ranking = self.rank(view, cases, found)
         suspects, threshold = ranking.suspects, self.model.accuse_at if found.compared else self.model.accuse_blind_at
         if failed and ranking.p_none < 1.0:
@@ -111,16 +113,36 @@ class Engine:
             difference=found,
         )
 
+    def _arguable(self, view: View, cases: tuple[Hypothesis, ...], found: Difference) -> tuple[Hypothesis, ...]:
+        """Without those against others than the agent for which there is no evidence.
+
+        A policy that finds nothing speaks for the agent and so against the user, except where the user only agreed or
+        took leave.  Without a policy and a reference, to find nothing says nothing: the agent is the rule.
+        """
+
+        def stands(case: Hypothesis) -> bool:
+            if case.why or case.owner is Fault.AGENT:
+                return True
+            if case.owner is not Fault.USER:
+                return False
+            ruled = bool(self.policy.constraints) or found.compared
+            text = view.items[case.position].text
+            return ruled and LEAVES.search(text) is None and not is_mere_consent(text)
+
+        return tuple(case for case in cases if stands(case)) or cases
+
     def rank(self, view: View, cases: tuple[Hypothesis, ...], found: Difference) -> Ranking:
         """Suspects of a trajectory by the weights that fit what is known about it."""
         weights = self.model.with_reference if found.compared else self.model.blind
         indices = [item.index for item in view.items]
-        return rank(cases, none_features(found.compared, found.is_clean), weights, indices)
+        ranking = rank(cases, none_features(found.compared, found.is_clean), weights, indices)
+        members = [speaker(item) for item in view.items]
+        if not any(members):
+            return ranking
+        return replace(ranking, suspects=tuple(replace(s, agent=members[s.position]) for s in ranking.suspects))
 
 
 def _scaled(suspect: Suspect, by: float) -> Suspect:
-    from dataclasses import replace
-
     return replace(suspect, p=min(1.0, suspect.p * by))
 
 
@@ -173,6 +195,7 @@ def diagnosis_json(diagnosis: Diagnosis, top: int = 5) -> dict[str, Any]:
         "critical_step": critical.index if critical else None,
         "category": str(critical.category) if critical else None,
         "owner": str(critical.owner) if critical else str(Fault.UNKNOWN),
+        "agent": critical.agent if critical else "",
         "p_none": round(diagnosis.p_none, 4),
         "suspects": [
             {
@@ -180,6 +203,7 @@ def diagnosis_json(diagnosis: Diagnosis, top: int = 5) -> dict[str, Any]:
                 "p": round(s.p, 4),
                 "category": str(s.category),
                 "owner": str(s.owner),
+                "agent": s.agent,
                 "why": list(s.why),
             }
             for s in diagnosis.suspects[:top]

@@ -6,6 +6,7 @@ replaced by themselves.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 
 from burnish.diagnosis.plain import real
 from burnish.diagnosis.record import Call, Reference
-from burnish.diagnosis.view import CallView, View, leaves
+from burnish.diagnosis.view import CallView, View, is_key, leaves
 
 MAX_ACTIONS = 200
 
@@ -140,7 +141,7 @@ def _departures(done: list[CallView], failed: list[CallView], wanted: list[Call]
 
 def _held_up(attempt: CallView, done: list[CallView]) -> bool:
     """Whether an own earlier write on the same object can be why the wanted call failed; else the world forbids it."""
-    keys = {v for k, v in attempt.arguments.items() if isinstance(v, str) and (k == "id" or k.endswith("_id"))}
+    keys = {v for k, v in attempt.arguments.items() if isinstance(v, str) and is_key(k)}
     return any(c.position < attempt.position and keys & set(leaves(c.arguments)) for c in done)
 
 
@@ -166,16 +167,31 @@ def normal(arguments: Mapping[str, Any]) -> dict[str, Any]:
     lists = {name: value for name, value in arguments.items() if isinstance(value, list)}
     for length in {len(value) for value in lists.values()}:
         names = sorted(name for name, value in lists.items() if len(value) == length)
-        rows = [tuple(str(scalar(item)) for item in row) for row in zip(*(lists[n] for n in names), strict=True)]
+        rows = [tuple(_element(item) for item in row) for row in zip(*(lists[n] for n in names), strict=True)]
         if len(names) > 1:
-            rows = [row for row in rows if len(set(row)) > 1]
+            rows = [row for row in rows if any(item != row[0] for item in row)]
+        rows.sort(key=lambda row: json.dumps(row, sort_keys=True))
         for number, name in enumerate(names):
-            out[name] = [row[number] for row in sorted(rows)]
+            out[name] = [row[number] for row in rows]
     return out
 
 
+def _element(value: Any) -> Any:
+    """An element of a list: objects and lists stay what they are, everything else becomes text."""
+    value = scalar(value)
+    return value if isinstance(value, dict | list) else str(value)
+
+
 def scalar(value: Any) -> Any:
-    """Texts without case and outer blanks, numbers (also in texts) as floats, the rest as it is."""
+    """Texts without case and outer blanks, numbers as floats, objects and lists with such values, the rest as it is.
+
+    >>> scalar({"b": " X", "a": [1, None]})
+    {'b': 'x', 'a': [1.0, None]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): scalar(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [scalar(item) for item in value]
     if isinstance(value, str):
         return value.strip().lower()
     number = real(value)

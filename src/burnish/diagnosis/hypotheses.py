@@ -48,6 +48,9 @@ class Board:
             by_role = {"user": Fault.USER, "tool": Fault.ENVIRONMENT}.get(item.role, Fault.AGENT)
             if owner in (None, Fault.AGENT) or item.role == "user":
                 owner = Fault.INFRASTRUCTURE if category is Category.SYSTEM and item.role != "tool" else by_role
+            if owner is Fault.INFRASTRUCTURE and not self.view.record.outcome.startswith("error"):
+                # that a record just stops does not show that anything broke: it was the agent's turn
+                owner = Fault.AGENT
             hypothesis = Hypothesis(position=position, category=category, owner=owner or by_role)
             hypothesis.features = dict(self._structure(position, category))
             self.found[key] = hypothesis

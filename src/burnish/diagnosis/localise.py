@@ -73,7 +73,7 @@ class Suspect:
     """A message with the chance that it is the critical one.
 
     `Suspect(position=19, index=20, p=0.41, category=Category.UNDERSPECIFIED, owner=Fault.USER, why=("...",))`
-    category and owner: the likeliest for this message.
+    category and owner: the likeliest for this message.  agent: the member of a team who speaks there, "" without one.
     """
 
     position: int
@@ -82,6 +82,12 @@ class Suspect:
     category: Category
     owner: Fault
     why: tuple[str, ...] = ()
+    agent: str = ""
+
+    @property
+    def party(self) -> str:
+        """The owner with the member of a team.  `"agent (WebSurfer)"`"""
+        return f"{self.owner} ({self.agent})" if self.agent else str(self.owner)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,24 +117,25 @@ def _score(features: Mapping[str, float], weights: Mapping[str, float]) -> float
 
 
 def rank(found: Sequence[Hypothesis], none: Mapping[str, float], weights: Weights, indices: Sequence[int]) -> Ranking:
-    """Messages by the sum of the chances of their hypotheses.  indices: the source's number of each message."""
+    """Steps by the sum of the chances of their hypotheses.  indices: the source's number of each message."""
     scores = [_score(h.features, weights.values) for h in found]
     base = _score(none, weights.values)
     top = max([base, *scores])
     exps = [math.exp(score - top) for score in scores]
     total = sum(exps) + math.exp(base - top)
-    by_position: dict[int, list[tuple[float, Hypothesis]]] = {}
+    # a label counts steps: where several messages share a number, their chances are those of one step
+    by_index: dict[int, list[tuple[float, Hypothesis]]] = {}
     for value, hypothesis in zip(exps, found, strict=True):
-        by_position.setdefault(hypothesis.position, []).append((value / total, hypothesis))
+        by_index.setdefault(indices[hypothesis.position], []).append((value / total, hypothesis))
     suspects = []
-    for position, rows in by_position.items():
+    for index, rows in by_index.items():
         rows.sort(key=lambda row: -row[0])
         best = rows[0][1]
-        why = tuple(text for _, hypothesis in rows for text in hypothesis.why)[:8]
+        why = tuple(dict.fromkeys(text for _, hypothesis in rows for text in hypothesis.why))[:8]
         suspects.append(
             Suspect(
-                position=position,
-                index=indices[position],
+                position=best.position,
+                index=index,
                 p=sum(p for p, _ in rows),
                 category=best.category,
                 owner=best.owner,

@@ -50,7 +50,7 @@ def markdown(overview: Overview, changes: Sequence[Change] = ()) -> str:
     for case in overview.cases[:: -(-len(overview.cases) // SHOWN_CASES) or 1]:
         critical = case.critical
         lines += [
-            f"### {plain(case.record.id)}: message {critical.index}, {critical.category}, {critical.owner}",
+            f"### {plain(case.record.id)}: message {critical.index}, {critical.category}, {plain(critical.party)}",
             "",
             f"{plain(why_of(case))} (p {critical.p:.2f})",
             "",

@@ -7,14 +7,21 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from burnish.diagnosis.constraint import PASS, UNKNOWN, Constraint, Event, Found, Guard, fail
+from burnish.diagnosis.constraint import PASS, UNKNOWN, Constraint, Event, Found, Guard, Verdict, fail
+from burnish.diagnosis.flow_rules import unshown
 from burnish.diagnosis.plain import real
-from burnish.diagnosis.talk import ASKS_TO_ACT, LEAVES, REFUSES, consents, content_words
+from burnish.diagnosis.talk import ASKS_TO_ACT, BARRED, LEAVES, REFUSES, consents, content_words
 from burnish.diagnosis.taxonomy import Category, Fault
-from burnish.diagnosis.view import MOST_NUMBERS, CallView, View, leaves
+from burnish.diagnosis.view import MOST_NUMBERS, CallView, View, is_key, leaves, name_words, objects_in, speaker
 
 _IDENTIFIER = re.compile(r"^(?=.*\d)[#\w@.+:/-]{4,80}$")
+_DATE = re.compile(r"^(?:\d{4}-\d{2}-(?P<day>\d{2})(?:[T ]\d{2}:\d{2}.{0,10})?|(?P<hour>\d{1,2}):\d{2}(?::\d{2})?)$")
+_RELATIVE = re.compile(
+    r"\b(?:today|tonight|tomorrow|yesterday|noon|midnight|next|(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b"
+)
 _NUMBERED = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*])\s+(.{3,200})$", re.M)
+_LAST_CALL = re.compile(r"transfer|submit|finish|done|complete|answer|terminate|stop|exit|end_", re.I)
+_TOOL_NAME = re.compile(r"^`?([a-z]{2,20}(?:_[a-z]{2,20}){1,4})\b")
 _CHANGE = re.compile(
     r"\b(?:actually|instead of|i meant|no,? wait|on second thought|scratch that|changed my mind|rather than)\b", re.I
 )
@@ -23,11 +30,13 @@ _SKIP_SUBJECTS = frozenset(re.findall(r"\w+", "it that this which what there eve
 
 
 def _scalars(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in arguments.items():
-        values = value if isinstance(value, list) else [value]
-        for item in values[:100]:
-            if isinstance(item, str | int | float) and not isinstance(item, bool):
-                yield name, item
+    """(name, value) of every text and number in the arguments, those of lists and inner objects too."""
+    for fields in objects_in(arguments):
+        for name, value in fields.items():
+            values = value if isinstance(value, list) else [value]
+            for item in values[:100]:
+                if isinstance(item, str | int | float) and not isinstance(item, bool):
+                    yield name, item
 
 
 def _ungrounded(view: View, call: CallView) -> Found:
@@ -35,13 +44,31 @@ def _ungrounded(view: View, call: CallView) -> Found:
     known = 0
     for name, value in _scalars(call.arguments):
         text = str(value)
-        if not isinstance(value, str) or not _IDENTIFIER.match(text):
+        if not isinstance(value, str) or not _IDENTIFIER.match(text) or ("/" in text and not call.is_write):
+            # where to look (an address, a path) may be known without being told
             continue
         known += 1
         at = view.first_seen(text)
-        if not 0 <= at <= call.position and not _pieces_seen(view, text, call.position):
-            return fail(f"{name}={text} was never seen before it was used", quote=text)
+        if not call.is_write and not call.is_error and text.lower() in call.text.lower():
+            # what a result confirms was no invention
+            continue
+        if 0 <= at <= call.position or _pieces_seen(view, text, call.position) or _date_said(view, text, call.position):
+            continue
+        category = unshown(view, text.lower(), call.position) if text.isalnum() else None
+        return fail(f"{name}={text} was never seen before it was used", quote=text, category=category)
     return PASS if known else UNKNOWN
+
+
+def _date_said(view: View, text: str, before: int) -> bool:
+    """Whether a date or a time stands for what was said in another form, such as "July 3rd" or "next Friday"."""
+    match = _DATE.match(text)
+    if match is None:
+        return False
+    if "relative" not in view.memo:
+        view.memo["relative"] = _RELATIVE.search(view.user_talk) is not None
+    number = int(match["day"] or match["hour"])
+    seen = (view.first_atom(text) for text in (str(number), f"{number:02d}"))
+    return bool(view.memo["relative"]) or any(0 <= at < before for at in seen)
 
 
 def _pieces_seen(view: View, text: str, before: int) -> bool:
@@ -95,10 +122,19 @@ def _error(recovered: bool, outage: bool) -> Any:
         later = _recovery(view, call)
         if outage or (later is not None) == recovered:
             at = call.result if outage else call.position
-            return fail(f"{call.name} failed: {call.text[:100]}", position=at, quote=call.text)
+            category = None if outage else _cause(view, call)
+            return fail(f"{call.name} failed: {call.text[:100]}", position=at, quote=call.text, category=category)
         return PASS
 
     return check
+
+
+def _cause(view: View, call: CallView) -> Category | None:
+    """What kind of error a failed call is, other than a wrong call: made of what nobody had said, or not permitted."""
+    if BARRED.search(call.text[:500]):
+        return Category.GUARDRAIL
+    found = _ungrounded(view, call)
+    return (found.category or Category.INVENTION) if found.verdict is Verdict.FAIL else None
 
 
 def _recovery(view: View, call: CallView) -> CallView | None:
@@ -114,7 +150,7 @@ def _recovery(view: View, call: CallView) -> CallView | None:
 
 
 def _key(call: CallView) -> str:
-    return next((str(v) for k, v in call.arguments.items() if k == "id" or k.endswith("_id")), "")
+    return next((str(v) for k, v in call.arguments.items() if is_key(k)), "")
 
 
 def _repeated(view: View, call: CallView) -> Found:
@@ -125,7 +161,8 @@ def _repeated(view: View, call: CallView) -> Found:
     changed = False
     for other in reversed([c for c in view.calls if c.position < call.position]):
         if other.name == call.name and json.dumps(dict(other.arguments), sort_keys=True, default=str) == own:
-            again = not other.is_error or other.text == call.text
+            # to try again what was down is what there is to do
+            again = not other.is_error or (other.text == call.text and not other.is_outage)
             return fail("the same call as before", also=(other.position,)) if again and not changed else PASS
         changed = changed or (other.is_write and not other.is_error)
     return PASS
@@ -136,17 +173,24 @@ def _consent(view: View, call: CallView) -> Found:
     if not view.has_user or last < 0:
         return UNKNOWN
     text = view.items[last].text
-    return PASS if consents(text) else fail("a write after a turn that consents to nothing", quote=text, also=(last,))
+    # who asks for the very thing needs no other yes, unless a policy says so
+    named = {word for _, value in _scalars(call.arguments) for word in content_words(str(value))}
+    asked = content_words(text) & (named | set(name_words(call.name)))
+    return (
+        PASS
+        if consents(text) or asked
+        else fail("a write after a turn that consents to nothing", quote=text, also=(last,))
+    )
 
 
 def _contradicts_object(view: View, call: CallView) -> Found:
     """An argument that differs from the field of the same name of the object that another argument names."""
     known = 0
     for name, value in call.arguments.items():
-        if name.endswith("id") or isinstance(value, Mapping | list) or value is None:
+        if name.endswith("id") or is_key(name) or isinstance(value, Mapping | list) or value is None:
             continue
         for key in call.arguments:
-            if key == name or not (key == "id" or key.endswith("_id")):
+            if key == name or not is_key(key):
                 continue
             shown = view.field(call.arguments[key], name, call.position)
             if shown is None or isinstance(shown, Mapping | list):
@@ -169,7 +213,8 @@ def _unanswered(view: View, position: int) -> Found:
         return fail("it ends on a request that nobody answered", quote=text[-160:]) if waiting else PASS
     if item.role == "tool":
         call = next((c for c in view.calls if c.result == position), None)
-        if call is not None and (call.is_error or (call.is_write and "transfer" not in call.name)):
+        ended = call is not None and (not view.has_user or _LAST_CALL.search(call.name) is not None)
+        if call is not None and (call.is_error or (call.is_write and not ended)):
             return fail("it ends on a tool's result, before the agent could act on it", quote=item.text)
     return PASS
 
@@ -185,25 +230,37 @@ def _idle(view: View, position: int) -> Found:
         return UNKNOWN
     if any(not call.is_error for call in view.writes):
         return PASS
-    refused = next((p for p in view.said("assistant", 10**9) if REFUSES.search(view.items[p].text)), position)
+    said = list(view.said("assistant", 10**9))
+    refused = next((p for p in said if REFUSES.search(view.items[p].text)), said[0] if said else position)
     return fail("asked to act, nothing was ever done", position=refused)
 
 
 def _plan(view: View, position: int) -> Found:
-    """A numbered plan of the agent names a tool that it then never calls."""
-    names = {tool.name for tool in view.record.tools} | {call.name for call in view.calls}
-    called_later: set[str] = set()
+    """A list of the agent's names tools, or members of a team, that then never act; at the next one that does."""
+    members = {speaker(item) for item in view.items if item.role == "assistant"} - {""}
+    names = {tool.name for tool in view.record.tools} | {call.name for call in view.calls} | members
+    names = {name for name in names if len(name) > 2}
+    acting: dict[int, set[str]] = {}
+    for call in view.calls:
+        acting.setdefault(call.position, set()).add(call.name)
+    later: set[str] = set()
     for at in range(len(view.items) - 1, -1, -1):
         item = view.items[at]
-        called_later |= {call.name for call in item.calls}
+        here = acting.setdefault(at, set())
+        later |= here
         if item.role != "assistant":
             continue
-        planned = [n for line in _NUMBERED.findall(item.text[:5000]) for n in names if n and n in line]
-        skipped = [name for name in planned if name not in called_later]
-        if len(planned) >= 2 and skipped:
-            later = next((c for c in view.calls if c.position > at and c.name == planned[-1]), None)
-            where = later.position if later is not None and planned[-1] not in skipped else position
+        planned: list[str] = []
+        for line in _NUMBERED.findall(item.text[:5000]) if names else ():
+            planned += sorted({n for n in names if n in line} | set(_TOOL_NAME.findall(line)))
+        skipped = [name for name in planned if name not in later]
+        if len(planned) >= 2 and skipped and len(skipped) < len(planned):
+            after = set(planned[planned.index(skipped[0]) + 1 :])
+            last = next(view.said("assistant", len(view.items)), position)
+            where = next((p for p in range(at + 1, len(view.items)) if after & acting.get(p, set())), last)
             return fail(f"planned {skipped[0]} and never called it", position=where, also=(at,))
+        here.add(speaker(item))
+        later.add(speaker(item))
     return PASS
 
 

@@ -111,7 +111,7 @@ def _heat(overview: Overview) -> str:
 
 def _case(case: Case, *, is_open: bool) -> str:
     critical = case.critical
-    title = f"{escape(case.record.id)}: message {critical.index}, {critical.category}, {critical.owner}"
+    title = f"{escape(case.record.id)}: message {critical.index}, {critical.category}, {escape(critical.party)}"
     said = f" (corrected by {escape(case.correction.by)})" if case.correction is not None else ""
     rows = "".join(_row(row) for row in rows_of(case))
     return (

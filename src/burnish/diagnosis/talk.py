@@ -28,8 +28,25 @@ LEAVES = re.compile(
     re.I,
 )
 ASKS_TO_ACT = re.compile(
-    r"\b(?:go ahead|proceed|finalize|please (?:do|process|make|cancel|return|change|update))\b", re.I
+    r"\b(?:go ahead|proceed|finalize|please (?:do|process|make|cancel|return|change|update|book|rebook|move|add|remove|"
+    r"create|delete|send|submit|schedule|reschedule|upgrade|restart|deploy|fix|install|assign))\b",
+    re.I,
 )
+BARRED = re.compile(
+    r"\b(?:access denied|permission denied|forbidden|captcha|log ?in (?:is )?required|sign in to continue|paywall|"
+    r"subscribers only|blocked by (?:the )?(?:\w+ )?policy|content policy|verify (?:that )?you are (?:a )?human)\b",
+    re.I,
+)
+"""What stands in the way is a limit of access, not the call."""
+GUESSES = re.compile(
+    r"\b(?:(?:i(?:'ll| will| can| must)?|let(?:'s| us|me)|we(?:'ll| will| can)?) (?:just |simply )?(?:assume|guess)|"
+    r"assuming (?:that|the)|(?:general|prior|background|my own|common) knowledge|"
+    r"(?:rough|reasonable|plausible) estimate|best guess|make an (?:educated )?guess|"
+    r"hypothetical (?:data|value|answer|example)|(?:simulated|fabricated|made-up|placeholder|dummy|mock) "
+    r"(?:data|value|result|output|number|answer)s?)\b",
+    re.I,
+)
+"""The speaker says that what follows rests on nothing seen."""
 _WORD = re.compile(r"[a-z0-9][a-z0-9'-]*")
 _FILLER = frozenset(
     _WORD.findall(

@@ -13,12 +13,19 @@ from typing import Any
 from burnish.diagnosis.plain import RecordError, parse_json
 from burnish.diagnosis.record import Call, Item, Record
 
-READING_WORDS = re.findall(
-    r"\w+",
-    "get find list search look read fetch show view check calculate compute think query browse lookup "
-    "count describe verify validate estimate plan reason ask respond note transfer_to_human",
+READING_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "get find list search look read fetch show view check calculate compute think query browse lookup count "
+        "describe verify validate estimate plan reason ask respond note retrieve inspect visit scroll",
+    )
 )
-"""First words of names of tools that change nothing, where nobody says which tools write."""
+"""Words that begin the names of tools which change nothing, where nobody says which tools write."""
+_READING_LAST = frozenset(("search", "query", "lookup", "get", "find"))
+_HANDS_OVER = ("transfer_to_human", "transfertohuman")
+_NAME_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+_OBSERVERS = re.compile(r"surfer|terminal|browser|executor|retriever|crawler|scraper|(?<!re)search|interpreter", re.I)
+"""Names of members of a team who report what the world shows, where no tool does."""
 _ERROR = re.compile(
     r"^\W{0,3}(?:error|exception|traceback|fatal|failed|failure|invalid|unauthori[sz]ed|forbidden|timed? ?out)\b", re.I
 )
@@ -61,7 +68,16 @@ class CallView:
     @property
     def is_outage(self) -> bool:
         """An error that no argument would have avoided, by its words."""
-        return self.is_error and _OUTAGE.search(self.text[:500]) is not None
+        return self.is_error and is_outage_text(self.text[:500])
+
+
+def is_outage_text(text: str) -> bool:
+    """Whether the words of an error are those of something that was down.
+
+    >>> is_outage_text("503 Service Unavailable"), is_outage_text("no such order")
+    (True, False)
+    """
+    return _OUTAGE.search(text) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +103,28 @@ class ToolKinds:
             return False
         if self.writes:
             return False
-        lowered = name.lower()
-        return bool(name) and not any(lowered.startswith(word) for word in READING_WORDS)
+        return bool(name) and not name.lower().startswith(_HANDS_OVER) and not _reads(name)
+
+
+def name_words(name: str) -> list[str]:
+    """Words of the name of a tool, without what stands before its last dot.
+
+    >>> name_words("files.readText")
+    ['read', 'text']
+    """
+    return [word.lower() for word in _NAME_WORD.findall(re.split(r"[./:]|__", name[:500])[-1])]
+
+
+@lru_cache(maxsize=4096)
+def _reads(name: str) -> bool:
+    """Whether the name of a tool begins with a word of `READING_WORDS` or ends with "search" and the like; what
+    stands before its last dot is where it comes from.
+
+    >>> _reads("listFiles"), _reads("calendar.search"), _reads("web_search"), _reads("checkout_cart")
+    (True, True, True, False)
+    """
+    words = name_words(name)
+    return bool(words) and (words[0] in READING_WORDS or words[-1] in _READING_LAST)
 
 
 @lru_cache(maxsize=4096)
@@ -103,7 +139,10 @@ def matches(patterns: str, name: str) -> bool:
 
 @dataclass(slots=True)
 class View:
-    """What constraints look at.  Built once for a record; everything in it is derived."""
+    """What constraints look at.  Built once for a record; everything in it is derived.
+
+    memo: what a constraint derives from all of it and needs again, by a name of its own.
+    """
 
     record: Record
     kinds: ToolKinds = field(default_factory=ToolKinds)
@@ -111,6 +150,7 @@ class View:
     lowered: list[str] = field(default_factory=list)
     calls: list[CallView] = field(default_factory=list)
     objects: dict[str, list[Seen]] = field(default_factory=dict)
+    memo: dict[str, object] = field(default_factory=dict)
     _joined: str = ""
     _starts: list[int] = field(default_factory=list)
     _first: dict[str, int] = field(default_factory=dict)
@@ -141,7 +181,7 @@ class View:
 
     def _register(self, entry: Mapping[str, Any], position: int) -> None:
         for key, value in entry.items():
-            if (key == "id" or key.endswith(("_id", "Id"))) and isinstance(value, str | int):
+            if is_key(key) and isinstance(value, str | int) and not isinstance(value, bool):
                 self.objects.setdefault(str(value), []).append(Seen(position=position, fields=entry))
 
     def first_seen(self, value: Any) -> int:
@@ -230,10 +270,33 @@ class View:
             self._numbers[position] = frozenset(found)
         return self._numbers[position]
 
+    def is_report(self, position: int) -> bool:
+        """Whether a message shows the world: a tool's result, or the words of a member of a team whose part that is."""
+        item = self.items[position]
+        return item.role == "tool" or (item.role == "assistant" and _OBSERVERS.search(speaker(item)) is not None)
+
     @property
     def has_user(self) -> bool:
         """Whether a user talks back: more than the one message that sets the task."""
         return sum(item.role == "user" for item in self.items) > 1
+
+
+def speaker(item: Item) -> str:
+    """The member of a team who speaks, without what is said of the message in brackets; "" where there is no team.
+
+    >>> speaker(Item(index=1, role="assistant", agent="Orchestrator (thought)"))
+    'Orchestrator'
+    """
+    return item.agent.partition("(")[0].strip()
+
+
+def is_key(name: str) -> bool:
+    """Whether a field of this name tells which object it is about.
+
+    >>> is_key("order_id"), is_key("flight_number"), is_key("valid")
+    (True, True, False)
+    """
+    return name in ("id", "number", "key", "uuid") or name.endswith(("_id", "Id", "_number", "_uuid"))
 
 
 def _joined_calls(items: Sequence[Item], kinds: ToolKinds) -> Iterator[CallView]:
@@ -273,7 +336,9 @@ def _is_error(item: Item, value: Any) -> bool:
         return item.is_error
     if isinstance(value, Mapping):
         error = value.get("error", value.get("isError"))
-        return bool(error) or str(value.get("status", "")).lower() == "error"
+        denied = value.get("success") is False or value.get("ok") is False
+        code = value.get("exit_code", value.get("returncode"))
+        return bool(error) or denied or str(value.get("status", "")).lower() == "error" or code not in (None, 0, "0")
     return _ERROR.match(item.text[:100]) is not None
 
 

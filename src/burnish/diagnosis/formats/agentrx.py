@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from burnish.diagnosis.formats.chat import arguments_of, call_of, passed_of, reference_of, tools_of
@@ -19,6 +20,8 @@ from burnish.diagnosis.taxonomy import category_of, fault_of
 _TOOLS = {"tool", "function", "observation", "environment", "ipython", "computer_terminal", "computerterminal"}
 _USERS = {"user", "human", "customer"}
 _SYSTEMS = {"system", "developer"}
+_ALONE = ("", "assistant", "agent")
+"""Speakers of a record without a team; in a team, they are members like the others."""
 _MAX_CALL_TEXT = 200_000
 
 
@@ -31,6 +34,8 @@ def read_agentrx(row: Any, position: int) -> Record:
         items += _items_of_step(mapping(step, f"step {number}"), number)
     if not items:
         raise RecordError("steps is empty")
+    if all(item.agent.lower() in _ALONE for item in items):
+        items = [replace(item, agent="") for item in items]
     reward, passed = passed_of(data)
     instruction = worded(data.get("instruction") or data.get("question"))
     return Record(
@@ -76,8 +81,7 @@ def _item(part: Mapping[str, Any], index: int, sub: int) -> Item:
     calls = [call_of(call) for call in listed(part.get("tool_calls"), "tool_calls")]
     if not calls:
         calls, text = calls_in_text(text)
-    agent = "" if letters in ("assistant", "agent") else speaker
-    return Item(index=index, sub=sub, role="assistant", text=text, calls=tuple(calls), agent=agent)
+    return Item(index=index, sub=sub, role="assistant", text=text, calls=tuple(calls), agent=speaker)
 
 
 def calls_in_text(text: str) -> tuple[list[Call], str]:
