@@ -116,7 +116,10 @@ class ImageShelf:
             self.keep_in(before)
 
     def keep(self, images: Iterable[str]) -> None:
-        """Write those of these images that are held, for other processes that are going to read them."""
+        """Write those of these images that are held, for other processes that are going to read them; where none is
+        held, `images` is not even looked at."""
+        if not self._held:
+            return
         for sha256 in images:
             if sha256 in self._held:
                 self._write(sha256, self._held[sha256])
