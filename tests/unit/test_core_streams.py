@@ -43,8 +43,8 @@ def test_nothing_is_a_value_too() -> None:
 def test_columns_that_do_not_fit_are_refused() -> None:
     columns = TokenColumns.of(make_step(0, 4))
     with pytest.raises(ValueError, match="do not make up 4 trajectories"):
-        replace(columns, span_lengths=array("i", [n + 1 for n in columns.span_lengths]))
-    short = replace(columns.streams["behaviour"], values=columns.streams["behaviour"].values[:-4])
+        replace(columns, span_lengths=array("i", [n + 1 for n in array("i", columns.span_lengths)]).tobytes())
+    short = columns.streams["behaviour"][:-4]
     with pytest.raises(ValueError, match="'behaviour' must hold 4 bytes a token"):
         replace(columns, streams={**columns.streams, "behaviour": short})
 

@@ -161,3 +161,10 @@ def test_means_over_tasks_need_tasks() -> None:
 def test_a_summary_needs_finite_values(values: list[float]) -> None:
     with pytest.raises(ValueError, match="finite values"):
         summary.summarise(values)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.05, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 7, 256])
+def test_one_quantile_is_numpys(n: int, level: float) -> None:
+    values = np.random.default_rng(n).lognormal(size=n)
+    assert summary.quantile(values, level) == pytest.approx(float(np.quantile(values, level)), rel=1e-12)

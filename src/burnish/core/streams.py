@@ -22,6 +22,8 @@ STREAMS = {
 }
 """Type code of each stream over the tokens."""
 
+_SIZES = {name: array(code).itemsize for name, code in STREAMS.items()}
+
 AFTER_TOOL, AFTER_ERROR, AFTER_IMAGE, AFTER_COMPACTION = 1, 2, 4, 8
 """Bits of an action, for the fields of `ActionSpan`."""
 
@@ -31,6 +33,9 @@ SCALARS = (
     *("advantage", "reward", "success", "progress", "reward_parts"),
 )
 """What both forms hold once for each trajectory."""
+
+_TUPLES = (*SCALARS, "span_tools")
+_BUFFERS = ("lengths", "actions", "span_lengths", "span_turns", "span_bits")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,25 +157,14 @@ class TokenStream:
 
 @quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """One stream of B trajectories.  values: N numbers in the machine's own form (`STREAMS`), zeros where a trajectory
-    has none.  has: a byte for each trajectory, 1 where it has the stream.
-
-    `Column(values=array("f", [-0.7, -0.2]).tobytes(), has=bytes([1]))`
-    """
-
-    values: bytes
-    has: bytes
-
-
-@quickly_pickled
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenColumns:
     """B trajectories of K actions and N sampled tokens, one after another; fields as in `TokenStream` and `ActionSpan`.
 
-    lengths, actions: array('i') [B], tokens and actions of each trajectory.  span_lengths, span_turns: array('i') [K],
-    tokens of each action, and its position.  span_bits: bytes [K], `AFTER_TOOL` and others added.  span_tools: [K].
-    streams: by name, those that any trajectory has.
+    Numbers stand in the machine's own form, as bytes, which cross a pipe as they are.  lengths, actions: B of
+    array('i'), tokens and actions of each trajectory.  span_lengths, span_turns: K of array('i'), tokens of each
+    action, and its position.  span_bits: K bytes, `AFTER_TOOL` and others added.  span_tools: [K].  streams: by name,
+    those that any trajectory has, N numbers (`STREAMS`), zeros where a trajectory has none.  has: by name of the
+    stream, B bytes, 1 where a trajectory has it.
 
     Example: `TokenColumns.of([])` has B = K = N = 0.
     """
@@ -190,49 +184,57 @@ class TokenColumns:
     success: tuple[float | None, ...]
     progress: tuple[float | None, ...]
     reward_parts: tuple[Mapping[str, float], ...]
-    lengths: array[int]
-    actions: array[int]
-    span_lengths: array[int]
-    span_turns: array[int]
+    lengths: bytes
+    actions: bytes
+    span_lengths: bytes
+    span_turns: bytes
     span_bits: bytes
     span_tools: tuple[str, ...]
-    streams: Mapping[str, Column]
+    streams: Mapping[str, bytes]
+    has: Mapping[str, bytes]
 
     def __post_init__(self) -> None:
-        tokens = sum(self.lengths)
-        if sum(self.span_lengths) != tokens or sum(self.actions) != len(self.span_lengths):
+        tokens, spans = self.tokens, len(self.span_bits)
+        if sum(_ints(self.span_lengths)) != tokens or sum(_ints(self.actions)) != spans:
             raise ValueError(
-                f"{len(self.span_lengths)} actions of {sum(self.span_lengths)} tokens do not make up {len(self.id)} "
-                f"trajectories of {sum(self.actions)} actions and {tokens} tokens"
+                f"{spans} actions of {sum(_ints(self.span_lengths))} tokens do not make up {len(self.id)} "
+                f"trajectories of {sum(_ints(self.actions))} actions and {tokens} tokens"
             )
-        for name, column in self.streams.items():
-            size = array(STREAMS[name]).itemsize
-            if len(column.values) != size * tokens:
+        for name, values in self.streams.items():
+            if len(values) != _SIZES[name] * tokens:
                 raise ValueError(
-                    f"the stream {name!r} must hold {size} bytes a token, such as array({STREAMS[name]!r}), got "
-                    f"{len(column.values)} bytes for {tokens} tokens"
+                    f"the stream {name!r} must hold {_SIZES[name]} bytes a token, such as array({STREAMS[name]!r}), "
+                    f"got {len(values)} bytes for {tokens} tokens"
                 )
 
     @property
     def tokens(self) -> int:
         """N, the number of sampled tokens."""
-        return sum(self.lengths)
+        return sum(_ints(self.lengths))
 
     @classmethod
     def of(cls, streams: Sequence[TokenStream]) -> TokenColumns:
         """The trajectories in the order given.  Raises ValueError for a stream of another type than its own."""
         spans = [span for stream in streams for span in stream.spans]
-        lengths = array("i", [len(stream.behaviour) for stream in streams])
+        lengths = [len(stream.behaviour) for stream in streams]
+        arrays = {name: [getattr(stream, name) for stream in streams] for name in STREAMS}
+        known = {name: found for name, found in arrays.items() if any(one is not None for one in found)}
         scalars = list(zip(*map(attrgetter(*SCALARS), streams), strict=True)) or [()] * len(SCALARS)
         return cls(
             **dict(zip(SCALARS, scalars, strict=True)),
-            lengths=lengths,
-            actions=array("i", [len(stream.spans) for stream in streams]),
-            span_lengths=array("i", [span.end - span.start for span in spans]),
-            span_turns=array("i", [span.turn for span in spans]),
+            lengths=array("i", lengths).tobytes(),
+            actions=array("i", [len(stream.spans) for stream in streams]).tobytes(),
+            span_lengths=array("i", [span.end - span.start for span in spans]).tobytes(),
+            span_turns=array("i", [span.turn for span in spans]).tobytes(),
             span_bits=bytes([span.bits for span in spans]),
             span_tools=tuple([span.tool for span in spans]),
-            streams=_filled({name: [getattr(stream, name) for stream in streams] for name in STREAMS}, lengths),
+            streams={
+                name: b"".join(
+                    [bytes(_SIZES[name] * n) if one is None else one for one, n in zip(found, lengths, strict=True)]
+                )
+                for name, found in known.items()
+            },
+            has={name: bytes([one is not None for one in found]) for name, found in known.items()},
         )
 
     @classmethod
@@ -240,42 +242,30 @@ class TokenColumns:
         """All trajectories of all parts, in the order given."""
         if len(parts) < 2:
             return parts[0] if parts else cls.of([])
-        tuples: dict[str, Any] = {
-            name: tuple(chain.from_iterable(getattr(part, name) for part in parts)) for name in SCALARS
+        joined: dict[str, Any] = {
+            name: tuple(chain.from_iterable([getattr(part, name) for part in parts])) for name in _TUPLES
         }
-        arrays: dict[str, Any] = {
-            name: array("i", b"".join([getattr(part, name) for part in parts]))
-            for name in ("lengths", "actions", "span_lengths", "span_turns")
-        }
-        streams = {}
-        for name, code in STREAMS.items():
-            found = [part.streams.get(name) for part in parts]
-            if any(found):
-                size = array(code).itemsize
-                streams[name] = Column(
-                    values=b"".join(
-                        [c.values if c else bytes(size * p.tokens) for c, p in zip(found, parts, strict=True)]
-                    ),
-                    has=b"".join([c.has if c else bytes(len(p.id)) for c, p in zip(found, parts, strict=True)]),
-                )
+        joined |= {name: b"".join([getattr(part, name) for part in parts]) for name in _BUFFERS}
+        known = [name for name in STREAMS if any(name in part.streams for part in parts)]
         return cls(
-            **tuples,
-            **arrays,
-            span_bits=b"".join([part.span_bits for part in parts]),
-            span_tools=tuple(chain.from_iterable(part.span_tools for part in parts)),
-            streams=streams,
+            **joined,
+            streams={
+                name: b"".join([part.streams.get(name) or bytes(_SIZES[name] * part.tokens) for part in parts])
+                for name in known
+            },
+            has={name: b"".join([part.has.get(name) or bytes(len(part.id)) for part in parts]) for name in known},
         )
 
     def split(self) -> tuple[TokenStream, ...]:
         """One stream for each trajectory; `TokenColumns.of(columns.split())` gives the columns again."""
-        spans, found = iter(self._spans()), []
-        ends = list(accumulate(self.lengths))
-        for row, (end, length, actions) in enumerate(zip(ends, self.lengths, self.actions, strict=True)):
+        spans, found, lengths = iter(self._spans()), [], _ints(self.lengths)
+        rows = zip(accumulate(lengths), lengths, _ints(self.actions), strict=True)
+        for row, (end, length, actions) in enumerate(rows):
             streams: dict[str, Any] = {}
-            for name, column in self.streams.items():
-                if column.has[row]:
-                    size = array(STREAMS[name]).itemsize
-                    streams[name] = array(STREAMS[name], column.values[size * (end - length) : size * end])
+            for name, values in self.streams.items():
+                if self.has[name][row]:
+                    size = _SIZES[name]
+                    streams[name] = array(STREAMS[name], values[size * (end - length) : size * end])
             scalars = {name: getattr(self, name)[row] for name in SCALARS}
             found.append(TokenStream(**scalars, **streams, spans=tuple([next(spans) for _ in range(actions)])))
         return tuple(found)
@@ -283,29 +273,18 @@ class TokenColumns:
     def _spans(self) -> list[ActionSpan]:
         """The K actions, each with its place in its own trajectory."""
         found: list[ActionSpan] = []
+        lengths, turns = _ints(self.span_lengths), _ints(self.span_turns)
         place = 0
-        for actions in self.actions:
+        for actions in _ints(self.actions):
             start = 0
             for at in range(place, place + actions):
-                end, bits = start + self.span_lengths[at], self.span_bits[at]
-                turn, tool = self.span_turns[at], self.span_tools[at]
+                end, bits = start + lengths[at], self.span_bits[at]
+                turn, tool = turns[at], self.span_tools[at]
                 found.append(ActionSpan.of(start=start, end=end, turn=turn, tool=tool, bits=bits))
                 start = end
             place += actions
         return found
 
 
-def _filled(parts: Mapping[str, Sequence[Any]], lengths: array[int]) -> dict[str, Column]:
-    """A column of each stream that any trajectory has, with zeros for the others."""
-    found = {}
-    for name, arrays in parts.items():
-        if all(part is None for part in arrays):
-            continue
-        size = array(STREAMS[name]).itemsize
-        found[name] = Column(
-            values=b"".join(
-                [bytes(size * n) if part is None else part for part, n in zip(arrays, lengths, strict=True)]
-            ),
-            has=bytes([part is not None for part in arrays]),
-        )
-    return found
+def _ints(values: bytes) -> array[int]:
+    return array("i", values)

@@ -11,6 +11,7 @@ certain it is.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -121,7 +122,7 @@ class Monitor:
         self._statistic = self._start()
         self._climbing_since = -1
         self._quiet_until = -1
-        self._history: list[tuple[int, float]] = []
+        self._history: deque[tuple[int, float]] = deque(maxlen=HISTORY)
 
     @property
     def ready(self) -> bool:
@@ -138,7 +139,7 @@ class Monitor:
             self._warm(x)
             return None
         plain_z = weight * standardise(x, self._baseline)
-        self._history = [*self._history[1 - HISTORY :], (step, plain_z)]
+        self._history.append((step, plain_z))
         if step < self._quiet_until:
             return None
         still = explained and self.spec.explained_by_success
@@ -179,7 +180,7 @@ class Monitor:
             self._freeze(Baseline(mean=mean, scale=scale, autocorrelation=autocorrelation, n=int(n)))
         self._statistic, self._climbing_since = float(state["statistic"]), int(state["climbing_since"])
         self._quiet_until = int(state["quiet_until"])
-        self._history = [(int(step), float(z)) for step, z in state["history"]]
+        self._history = deque([(int(step), float(z)) for step, z in state["history"]], maxlen=HISTORY)
 
     def _start(self) -> float:
         return 0.0 if self.spec.test == "cusum" else NOTHING_YET

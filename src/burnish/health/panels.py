@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,13 @@ from burnish.health.reference import Reference
 from burnish.health.slices import HORIZON_FROM, SliceNames
 from burnish.health.sums import HealthSums
 from burnish.health.table import TrajectoryTable
+from burnish.stats.summary import quantile
 
 MIN_TRAJECTORIES = 8
 DONE, HALF = 0.999, 0.5
 """Progress from which an episode got all the way, and from which a success counts as earned or a grade as a success."""
+
+HORIZONS = [name for name in SliceNames().names if name.startswith("horizon:")]
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,7 +47,7 @@ def panels(sums: HealthSums, reference: Reference | None = None) -> dict[str, fl
         values = table.column(name)
         known = values[np.isfinite(values)]
         if len(known) >= MIN_TRAJECTORIES:
-            found[f"health/{name}_mean"] = float(known.mean())
+            found[f"health/{name}_mean"] = _mean(known)
     return found
 
 
@@ -69,37 +73,41 @@ def input_independence(scores: Floats, own: npt.NDArray[np.int64]) -> dict[str, 
 
 def _groups(table: TrajectoryTable) -> dict[str, float]:
     """Groups with two or more rewards: those without any difference, and the mean spread within."""
-    reward = table.column("reward")
-    code = {name: i for i, name in enumerate(dict.fromkeys(table.texts["group_id"]))}
-    group = np.array([code[name] for name in table.texts["group_id"]], dtype=np.int64)
-    known = np.isfinite(reward)
-    n = np.bincount(group[known], minlength=len(code))
-    if not (n >= 2).any():
+    code, group = table.codes("group_id")
+    known = np.isfinite(table.column("reward"))
+    reward, group = table.column("reward")[known], group[known]
+    n = np.bincount(group, minlength=len(code))
+    several = n >= 2
+    if not several.any():
         return {}
     low, high = np.full(len(code), np.inf), np.full(len(code), -np.inf)
-    np.minimum.at(low, group[known], reward[known])
-    np.maximum.at(high, group[known], reward[known])
-    mean = np.bincount(group[known], reward[known], minlength=len(code)) / np.maximum(n, 1)
-    square = np.bincount(group[known], (reward[known] - mean[group[known]]) ** 2, minlength=len(code))
-    several = n >= 2
+    np.minimum.at(low, group, reward)
+    np.maximum.at(high, group, reward)
+    mean = np.bincount(group, reward, minlength=len(code)) / np.maximum(n, 1)
+    square = np.bincount(group, (reward - mean[group]) ** 2, minlength=len(code))
     deviation = np.sqrt(square[several] / (n[several] - 1))
     return {
-        "health/zero_signal_share": float((low == high)[several].mean()),
-        "health/outcome_contrast": float(deviation.mean()),
+        "health/zero_signal_share": _mean((low == high)[several]),
+        "health/outcome_contrast": _mean(deviation),
     }
+
+
+def _mean(values: npt.NDArray[Any]) -> float:
+    """Of at least one value; half the time of numpy's own."""
+    return float(values.sum()) / len(values)
 
 
 def _lengths(table: TrajectoryTable) -> dict[str, float]:
     length = table.column("length")
     found = {
-        "health/length_mean": float(length.mean()),
-        "health/length_p95": float(np.quantile(length, 0.95)),
-        "health/turns_mean": float(table.column("turns").mean()),
+        "health/length_mean": _mean(length),
+        "health/length_p95": quantile(length, 0.95),
+        "health/turns_mean": _mean(table.column("turns")),
     }
     success = table.column("success")
     for name, chosen in (("success", success >= HALF), ("failure", success < HALF)):
         if chosen.sum() >= MIN_TRAJECTORIES:
-            found[f"health/length_of_{name}"] = float(length[chosen].mean())
+            found[f"health/length_of_{name}"] = _mean(length[chosen])
     return found
 
 
@@ -137,8 +145,11 @@ def _agreement(table: TrajectoryTable) -> dict[str, float]:
         found["health/failed_despite_progress"] = float(failed.sum() / judged.sum())
         found["health/succeeded_without_progress"] = float(won.sum() / judged.sum())
     both = np.isfinite(reward) & np.isfinite(progress)
-    if both.sum() >= MIN_TRAJECTORIES and reward[both].std() > 0 and progress[both].std() > 0:
-        found["health/reward_progress_correlation"] = float(np.corrcoef(reward[both], progress[both])[0, 1])
+    if both.sum() >= MIN_TRAJECTORIES:
+        x, y = (values[both] - _mean(values[both]) for values in (reward, progress))
+        size = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
+        if size > 0:
+            found["health/reward_progress_correlation"] = max(-1.0, min(1.0, float((x * y).sum()) / size))
     return found
 
 
@@ -149,9 +160,8 @@ def _credit(table: TrajectoryTable) -> dict[str, float]:
     known = np.isfinite(reward) & np.isfinite(advantage) & (advantage != 0)
     if known.sum() < MIN_TRAJECTORIES:
         return {}
-    ids, group = np.unique(np.array(table.texts["group_id"], dtype=object)[known].astype(str), return_inverse=True)
-    chosen = reward[known]
-    centred = chosen - (np.bincount(group, chosen, len(ids)) / np.bincount(group, minlength=len(ids)))[group]
+    chosen, group = reward[known], table.codes("group_id")[1][known]
+    centred = chosen - (np.bincount(group, chosen) / np.maximum(np.bincount(group), 1))[group]
     size = float(np.sqrt((centred**2).sum() * (advantage[known] ** 2).sum()))
     return {"health/advantage_agreement": float((centred * advantage[known]).sum()) / size} if size > 0 else {}
 
@@ -159,29 +169,40 @@ def _credit(table: TrajectoryTable) -> dict[str, float]:
 def _by_source(table: TrajectoryTable, names: SliceNames, reference: Reference | None) -> dict[str, float]:
     """Reward and success by known source; success as it would be under the reference's mixture of sources."""
     found: dict[str, float] = {}
-    source = np.array(table.texts["source"], dtype=object)
+    code, source = table.codes("source")
+    share = np.bincount(source, minlength=len(code)) / len(table)
+    reward, success = (_moments(table.column(name), source, len(code)) for name in ("reward", "success"))
     weighted = weights = 0.0
     for name in names.sources:
-        member = source == name
-        found[f"health/source:{name}/share"] = float(member.mean())
-        for figure, values in (("reward", table.column("reward")), ("success", table.column("success"))):
-            known = values[member & np.isfinite(values)]
-            if len(known) < MIN_TRAJECTORIES:
-                continue
-            found[f"health/source:{name}/{figure}_mean"] = float(known.mean())
-            if figure == "reward":
-                found[f"health/source:{name}/reward_sd"] = float(known.std(ddof=1))
-            elif reference is not None and math.isfinite(share := reference.mean(f"health/source:{name}/share")):
-                weighted, weights = weighted + share * float(known.mean()), weights + share
+        at = code.get(name)
+        found[f"health/source:{name}/share"] = 0.0 if at is None else float(share[at])
+        if at is not None and reward[0][at] >= MIN_TRAJECTORIES:
+            found[f"health/source:{name}/reward_mean"] = float(reward[1][at])
+            found[f"health/source:{name}/reward_sd"] = float(reward[2][at])
+        if at is not None and success[0][at] >= MIN_TRAJECTORIES:
+            mean = float(success[1][at])
+            found[f"health/source:{name}/success_mean"] = mean
+            usual = math.nan if reference is None else reference.mean(f"health/source:{name}/share")
+            if math.isfinite(usual):
+                weighted, weights = weighted + usual * mean, weights + usual
     if weights > 0:
         found["health/success_same_mixture"] = weighted / weights
     return found
 
 
+def _moments(values: Floats, of: npt.NDArray[np.int64], classes: int) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
+    """Count, mean and standard deviation of the finite values of each class; of: [B], the class of each."""
+    known = np.isfinite(values)
+    chosen, at = values[known], of[known]
+    n = np.bincount(at, minlength=classes)
+    mean = np.bincount(at, chosen, minlength=classes) / np.maximum(n, 1)
+    square = np.bincount(at, (chosen - mean[at]) ** 2, minlength=classes)
+    return n, mean, np.sqrt(square / np.maximum(n - 1, 1))
+
+
 def _by_horizon(table: TrajectoryTable) -> dict[str, float]:
     """Success by number of turns."""
-    names = [name for name in SliceNames().names if name.startswith("horizon:")]
-    success = table.column("success")
     at = np.maximum(np.searchsorted(np.array(HORIZON_FROM), table.column("turns"), side="right") - 1, 0)
-    chosen = [(name, success[(at == i) & np.isfinite(success)]) for i, name in enumerate(names)]
-    return {f"health/{name}/success": float(v.mean()) for name, v in chosen if len(v) >= MIN_TRAJECTORIES}
+    n, mean, _ = _moments(table.column("success"), at, len(HORIZON_FROM))
+    known = zip(HORIZONS, n.tolist(), mean.tolist(), strict=True)
+    return {f"health/{name}/success": value for name, count, value in known if count >= MIN_TRAJECTORIES}

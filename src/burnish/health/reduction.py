@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
@@ -62,50 +62,81 @@ class Reduced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Part:
+    """The runs of some trajectories of a batch.  tokens: bool [N], theirs, None for all.  cell: [M], class of each of
+    their tokens."""
+
+    runs: Runs
+    tokens: Bools | None
+    cell: Ints
+
+    def of(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """[M] of [N]."""
+        return values if self.tokens is None else values[self.tokens]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Batch:
-    """B trajectories of N tokens by columns.  member: [S, C], 1 where a class of runs belongs to a slice.  token_cell:
-    [N], 200 x class of each token.  shift: [F, C], what takes a (class, code) to the (slice, sign, code) of each
-    family. advantage: [B], NaN for none."""
+    """B trajectories of N tokens by columns.
+
+    member: [S, C], 1 where a class of runs belongs to a slice.  shift: [F, C], what takes a (class, code) to the
+    (slice, sign, code) of each family.  advantage: [B], NaN for none.  parts: those asked for so far, by the bytes of
+    which trajectories they hold.
+    """
 
     rows: int
     joined: dict[str, Joined | None]
     runs: Runs
     member: Floats
-    token_cell: Ints
     shift: Ints
     advantage: Floats
+    parts: dict[bytes, _Part] = field(default_factory=dict)
+
+    def part(self, has: Bools) -> _Part:
+        """The runs of the trajectories that `has` names."""
+        key = has.tobytes()
+        if key not in self.parts:
+            runs, tokens = self.runs, None
+            if not has.all():
+                chosen = has[runs.trajectory]
+                tokens, runs = np.repeat(chosen, runs.length), runs.only(chosen)
+            self.parts[key] = _Part(runs=runs, tokens=tokens, cell=np.repeat(runs.cell, runs.length))
+        return self.parts[key]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Ratio:
     """One ratio of a batch: its part of each field of `HealthSums`, and what trajectories need of it.
 
-    per_run: [8, R], the columns `MOMENTS` of each run.  squares: [N], squared weights exp(d), 0 for those that are not
-    finite.  has: [B].
+    has: [B], which trajectories have both sides; all else is of their R runs and M tokens, `part`.  per_run: [8, R],
+    the columns `MOMENTS` of each run.  squares: [M], squared weights exp(d), 0 for those that are not finite.
     """
 
     histogram: Ints
     moments: Floats
     largest: Floats
+    has: Bools
+    part: _Part
     per_run: Floats
     squares: Singles
-    has: Bools
 
 
 def reduce_columns(given: TokenColumns, names: SliceNames) -> Reduced:
     """The sums of some trajectories; raises ValueError where two have the same id."""
     order = _in_order(given.id)
     lengths = ints(given.lengths)
-    advantage = _numbers(given.advantage)
+    scalars = {name: np.array(getattr(given, name), dtype=np.float64) for name in _SCALARS}
     joined = {name: join(given, name) for name in RAW[:6]} if given.tokens else {}
-    bad = _nonfinite(given, joined, lengths)
+    bad = _nonfinite(given, joined, lengths, scalars)
+    for values in scalars.values():
+        values[np.isinf(values)] = np.nan
     cells = (len(RATIOS), len(names.names), SIGNS)
     histograms = np.zeros((*cells, CODES), dtype=np.int64)
     moments, largest = np.zeros((*cells, len(MOMENTS))), np.zeros(cells)
     tokens, entropy = np.zeros((cells[1], 2), dtype=np.int64), np.zeros((cells[1], 2))
     columns: dict[str, Floats] = {}
     if joined:
-        batch = _batch(given, names, joined, advantage)
+        batch = _batch(given, names, joined, scalars["advantage"])
         ratios = {name: _ratio(batch, name) for name in RATIOS}
         for at, ratio in enumerate(ratios.values()):
             if ratio is not None:
@@ -120,8 +151,11 @@ def reduce_columns(given: TokenColumns, names: SliceNames) -> Reduced:
         tokens=tokens,
         entropy=entropy,
         nonfinite=bad.sum(axis=1),
-        table=_table(given, columns | {"advantage": advantage}, order),
+        table=_table(given, scalars | columns, order),
     )
+
+
+_SCALARS = ("advantage", "reward", "success", "progress")
 
 
 def _in_order(ids: Sequence[str]) -> list[int]:
@@ -133,15 +167,11 @@ def _in_order(ids: Sequence[str]) -> list[int]:
     return order
 
 
-def _numbers(values: Sequence[float | None]) -> Floats:
-    """NaN for None and for what is not finite."""
-    found = np.array(values, dtype=np.float64)
-    found[np.isinf(found)] = np.nan
-    return found
-
-
-def _nonfinite(given: TokenColumns, joined: dict[str, Joined | None], lengths: Ints) -> Ints:
-    """[8, B]: raw numbers of each input that are NaN or infinite, counted before anything is left out."""
+def _nonfinite(
+    given: TokenColumns, joined: dict[str, Joined | None], lengths: Ints, scalars: dict[str, Floats]
+) -> Ints:
+    """[8, B]: raw numbers of each input that are NaN or infinite, counted before anything is left out.  scalars: NaN
+    for None."""
     found = np.zeros((len(RAW), len(lengths)), dtype=np.int64)
     for at, name in enumerate(RAW[:6]):
         stream = joined.get(name)
@@ -149,11 +179,10 @@ def _nonfinite(given: TokenColumns, joined: dict[str, Joined | None], lengths: I
         if stream is not None and not np.isfinite(stream.values.sum()):
             row = np.repeat(np.arange(len(lengths)), lengths)
             found[at] = np.bincount(row[~np.isfinite(stream.values)], minlength=len(lengths))
-    for at, values in ((6, given.advantage), (7, given.reward)):
-        bad = ~np.isfinite(np.array(values, dtype=np.float64))
-        if bad.sum() > values.count(None):
-            bad &= [value is not None for value in values]
-            found[at] = bad
+    for at, name in ((6, "advantage"), (7, "reward")):
+        bad, raw = ~np.isfinite(scalars[name]), getattr(given, name)
+        if bad.sum() > raw.count(None):
+            found[at] = bad & [value is not None for value in raw]
     return found
 
 
@@ -168,7 +197,6 @@ def _batch(given: TokenColumns, names: SliceNames, joined: dict[str, Joined | No
         runs=runs,
         member=_unions(member[:-1]),
         shift=((runs.families * SIGNS + runs.sign) - np.arange(len(runs.sign))) * CODES,
-        token_cell=np.repeat(runs.cell * CODES, runs.length),
         advantage=advantage,
     )
 
@@ -187,24 +215,23 @@ def _ratio(batch: _Batch, name: str) -> _Ratio | None:
     if learner is None or other is None:
         return None
     has = learner.has & other.has
+    part = batch.part(has)
+    start = part.runs.start
     with np.errstate(invalid="ignore"):
-        d = learner.values - other.values
+        d = part.of(learner.values) - part.of(other.values)
     code = codes(d)
     bad = code % MAGNITUDES == NONFINITE if not np.isfinite(d.sum()) else None
     if bad is not None:
         d[bad] = 0
-    start, runs = batch.runs.start, batch.runs
-    present = has[runs.trajectory]
-    size = np.abs(d) if has.all() else np.abs(d) * np.repeat(present, runs.length)
+    size = np.abs(d)
     highest = size.max(initial=0.0)
     if highest > HUGE_NATS:
         d = np.clip(d, -HUGE_NATS, HUGE_NATS)
-    # a trajectory that lacks a side is left out of `highest`, but its weights must not overflow either
-    weights = np.exp(d if highest <= CLAMP_NATS and has.all() else np.clip(d, -CLAMP_NATS, CLAMP_NATS))
+    weights = np.exp(d if highest <= CLAMP_NATS else np.clip(d, -CLAMP_NATS, CLAMP_NATS))
     if bad is not None:
         weights[bad] = 0
     squares = weights * weights
-    good = runs.length.astype(np.float64) if bad is None else _per_run(~bad, start)
+    good = part.runs.length.astype(np.float64) if bad is None else _per_run(~bad, start)
     columns = [good, *(_per_run(x, start) for x in (d, d * d, weights, squares))]
     if highest > math.log(TOKEN_CAP):
         clipped = np.minimum(weights, np.float32(TOKEN_CAP))
@@ -212,14 +239,15 @@ def _ratio(batch: _Batch, name: str) -> _Ratio | None:
     else:
         columns += columns[3:5]
     columns.append(_per_run(size > CLAMP_NATS, start) if highest > CLAMP_NATS else np.zeros(len(start)))
-    per_run = np.stack(columns) * present
+    per_run = np.stack(columns)
     return _Ratio(
-        histogram=_histogram(batch, code, has),
-        moments=_by_sign(batch, per_run),
-        largest=_largest(batch, size),
+        histogram=_histogram(batch, part, code),
+        moments=_by_sign(batch, part, per_run),
+        largest=_largest(batch, part, size),
+        has=has,
+        part=part,
         per_run=per_run,
         squares=squares,
-        has=has,
     )
 
 
@@ -229,18 +257,15 @@ def _per_run(values: npt.NDArray[Any], start: Ints) -> Floats:
     return np.add.reduceat(converted, start, dtype=np.float64)
 
 
-def _histogram(batch: _Batch, code: Ints, has: Bools) -> Ints:
+def _histogram(batch: _Batch, part: _Part, code: Ints) -> Ints:
     """[S, 3, 200]: counted by (class, code), then added to the slices of the class."""
-    runs, slices = batch.runs, len(batch.member)
-    cells = batch.token_cell + code
-    if not has.all():
-        cells = cells[np.repeat(has[runs.trajectory], runs.length)]
+    slices, cell = len(batch.member), part.cell
+    cells = cell * CODES + code
     weights: Ints | None = None
     if len(cells) > FEW_TOKENS:
         counted = np.bincount(cells)
         cells = np.flatnonzero(counted)
-        weights = counted[cells]
-    cell = cells // CODES
+        weights, cell = counted[cells], cells // CODES
     # a class begins at 200 x class in `cells`, and at 200 x (3 x slice + sign) in the histograms of its slices
     target = batch.shift.take(cell, axis=1)
     target += cells
@@ -250,24 +275,34 @@ def _histogram(batch: _Batch, code: Ints, has: Bools) -> Ints:
     return _unions(exact[:-1])
 
 
-def _by_sign(batch: _Batch, per_run: Floats) -> Floats:
+def _per_class(cell: Ints, per_run: Floats, classes: int) -> Floats:
+    """[K, C] sums of [K, R]."""
+    cells = cell + classes * np.arange(len(per_run))[:, None]
+    sums: Floats = np.bincount(cells.ravel(), per_run.ravel(), minlength=classes * len(per_run)).astype(
+        np.float64, copy=False
+    )
+    return sums.reshape(len(per_run), classes)
+
+
+def _by_sign(batch: _Batch, part: _Part, per_run: Floats) -> Floats:
     """[S, 3, K] sums of [K, R] over slices and signs."""
-    classes = len(batch.runs.sign)
-    per_class = np.stack([np.bincount(batch.runs.cell, row, minlength=classes) for row in per_run], axis=1)
-    of_sign = [batch.runs.sign == sign for sign in range(SIGNS)]
-    return np.stack([batch.member[:, chosen] @ per_class[chosen] for chosen in of_sign], axis=1)
+    per_class = _per_class(part.runs.cell, per_run, len(batch.runs.sign)).T
+    # classes are sorted by sign
+    edges = np.searchsorted(batch.runs.sign, np.arange(SIGNS + 1))
+    return np.stack([batch.member[:, low:high] @ per_class[low:high] for low, high in pairwise(edges)], axis=1)
 
 
-def _largest(batch: _Batch, size: Singles) -> Floats:
-    """[S, 3] maxima of [N]."""
+def _largest(batch: _Batch, part: _Part, size: Singles) -> Floats:
+    """[S, 3] maxima of [M]."""
     per_class = np.zeros(len(batch.runs.sign), dtype=np.float32)
     # where runs are short, one maximum for each of them costs more than one look at each token
-    per_run = len(size) > FEW_TOKENS
-    values = np.maximum.reduceat(size, batch.runs.start) if per_run else size
-    np.maximum.at(per_class, batch.runs.cell if per_run else batch.token_cell // CODES, values)
-    split = np.where(batch.runs.sign == np.arange(SIGNS)[:, None], per_class, 0.0)
-    found: Floats = (batch.member[:, None, :] * split).max(axis=-1)
-    return found
+    if len(size) > FEW_TOKENS:
+        np.maximum.at(per_class, part.runs.cell, np.maximum.reduceat(size, part.runs.start))
+    else:
+        np.maximum.at(per_class, part.cell, size)
+    by_class, edges = batch.member * per_class, np.searchsorted(batch.runs.sign, np.arange(SIGNS + 1))
+    found = [by_class[:, low:high].max(axis=1, initial=0.0) for low, high in pairwise(edges)]
+    return np.stack(found, axis=1)
 
 
 def _counts(batch: _Batch) -> tuple[Ints, Floats]:
@@ -281,8 +316,7 @@ def _counts(batch: _Batch) -> tuple[Ints, Floats]:
         values = entropy.values if good.all() else np.where(good, entropy.values, np.float32(0))
         has = entropy.has[runs.trajectory]
         columns += [_per_run(values, runs.start) * has, _per_run(good, runs.start) * has]
-    classes = len(runs.sign)
-    sums = batch.member @ np.stack([np.bincount(runs.cell, c, minlength=classes) for c in columns], axis=1)
+    sums = batch.member @ _per_class(runs.cell, np.stack(columns), len(runs.sign)).T
     return sums[:, :2].astype(np.int64), sums[:, 2:] if entropy is not None else np.zeros((len(sums), 2))
 
 
@@ -290,50 +324,55 @@ def _columns(batch: _Batch, ratios: dict[str, _Ratio | None]) -> dict[str, Float
     """What the table gets from the tokens: sequence log-ratios, squares, update sizes; [B] each, NaN where unknown."""
     runs, rows = batch.runs, batch.rows
 
-    def per_row(per_run: npt.NDArray[Any]) -> Floats:
-        return np.bincount(runs.trajectory, per_run.astype(np.float64), minlength=rows).astype(np.float64)
+    def per_row(of: Runs, per_run: npt.NDArray[Any]) -> Floats:
+        # of no runs, numpy counts in integers
+        return np.bincount(of.trajectory, per_run, minlength=rows).astype(np.float64, copy=False)
 
-    found = {"post_tool_tokens": per_row(runs.length * runs.post_tool)}
+    found = {"post_tool_tokens": per_row(runs, runs.length * runs.post_tool)}
     with np.errstate(invalid="ignore"):
-        found["staleness"] = per_row(runs.length * runs.staleness) / per_row(runs.length * np.isfinite(runs.staleness))
+        known = per_row(runs, runs.length * np.isfinite(runs.staleness))
+        found["staleness"] = per_row(runs, runs.length * runs.staleness) / known
     for name, ratio in ratios.items():
         if ratio is not None:
-            found[f"s_{name}"] = np.where(ratio.has, per_row(ratio.per_run[1]), np.nan)
+            found[f"s_{name}"] = np.where(ratio.has, per_row(ratio.part.runs, ratio.per_run[1]), np.nan)
     ratio = ratios["behaviour"]
     if ratio is not None:
-        found["square"] = np.where(ratio.has, per_row(ratio.per_run[2]), np.nan)
-        found["post_tool_square"] = np.where(ratio.has, per_row(ratio.per_run[2] * runs.post_tool), np.nan)
-        total = per_row(_per_run(ratio.squares * _score_norms(batch, ratio.has), runs.start))
-        found["update_size"] = np.where(ratio.has, np.abs(batch.advantage) * np.sqrt(total), np.nan)
+        part, square = ratio.part, ratio.per_run[2]
+        total = per_row(part.runs, _per_run(ratio.squares * _score_norms(batch, ratio), part.runs.start))
+        sums = {
+            "square": per_row(part.runs, square),
+            "post_tool_square": per_row(part.runs, square * part.runs.post_tool),
+            "update_size": np.abs(batch.advantage) * np.sqrt(total),
+        }
+        found |= {name: np.where(ratio.has, values, np.nan) for name, values in sums.items()}
     return found
 
 
-def _score_norms(batch: _Batch, has: Bools) -> Singles:
-    """[N] squared score norms W = 1 - 2 p + sum_v p_v^2, or their lower bound (1 - p)^2 where not all trained ones
-    are known.
+def _score_norms(batch: _Batch, ratio: _Ratio) -> Singles:
+    """[M] squared score norms W = 1 - 2 p + sum_v p_v^2, or their lower bound (1 - p)^2 where not all of them are
+    known.
 
     W lies in [(1 - p)^2, 2 (1 - p)^2], because the rest of the vocabulary shares 1 - p: the bound needs no softmax,
     and is within a factor of two.
     """
     known, learner = batch.joined["score_norm"], batch.joined["learner"]
-    if known is not None and known.has[has].all():
-        norms = known.values
+    if known is not None and known.has[ratio.has].all():
+        norms = ratio.part.of(known.values)
     else:
         assert learner is not None
-        norms = np.square(np.expm1(np.minimum(learner.values, np.float32(0))))
+        norms = np.square(np.expm1(np.minimum(ratio.part.of(learner.values), np.float32(0))))
     return norms if np.isfinite(norms.sum()) else np.nan_to_num(norms, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _table(given: TokenColumns, columns: dict[str, Floats], order: Sequence[int]) -> TrajectoryTable:
-    """columns: what comes from the tokens, in the order given; order: that of the rows."""
+    """columns: what comes from the tokens, and scalars, in the order given; order: that of the rows."""
     numbers = np.full((len(NUMBERS), len(order)), np.nan)
-    learner = given.streams.get("learner")
+    learner = given.has.get("learner")
     known = {
         "turns": horizons(given),
         "post_tool_tokens": 0,
         **{name: getattr(given, name) for name in ("tool_calls", "tool_errors", "retries")},
-        "trained": False if learner is None else np.frombuffer(learner.has, np.bool_) & ~np.isnan(columns["advantage"]),
-        **{name: _numbers(getattr(given, name)) for name in ("reward", "success", "progress")},
+        "trained": False if learner is None else np.frombuffer(learner, np.bool_) & ~np.isnan(columns["advantage"]),
         **columns,
     }
     for row, name in zip(numbers, NUMBERS, strict=True):

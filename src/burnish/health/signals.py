@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import chain, compress
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from burnish.health.reduction import MOMENTS, RATIOS
 from burnish.health.reference import Reference
 from burnish.health.slices import LENGTH_FROM, PRINCIPAL, SliceNames
 from burnish.health.sums import HealthSums
-from burnish.stats.concentration import gini, length_exponent, lognormal_departure, top_share
+from burnish.stats.concentration import concentration, length_exponent, lognormal_departure
 from burnish.stats.ess import ess_share, ess_share_of_sums
 from burnish.stats.histogram import MAGNITUDES, distances, magnitudes, quantiles, tail_indices
 
@@ -32,8 +33,11 @@ FULL = (*QUANTILES, "tail_index", "max", "clamped_share")
 MOMENT_FIGURES = ("m2", "k3", "chi2")
 DISTANCES = ("ks", "w1")
 
+LENGTHS = SliceNames().names[-len(LENGTH_FROM) :]
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 def signals(sums: HealthSums, reference: Reference | None = None) -> dict[str, float]:
@@ -55,56 +59,67 @@ def signals(sums: HealthSums, reference: Reference | None = None) -> dict[str, f
     return found
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=256)
 def _names(figure: str, slices: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"health/{name}/{figure}" for name in slices)
 
 
-def _enter(
-    found: dict[str, float], figure: str, slices: tuple[str, ...], values: Floats, enough: npt.NDArray[np.bool_]
-) -> None:
-    """Adds one figure of the slices that have enough, and a number."""
-    known = (enough & np.isfinite(values)).tolist()
-    found.update(
-        (name, value)
-        for name, value, is_known in zip(_names(figure, slices), values.tolist(), known, strict=True)
-        if is_known
-    )
+class _Figures:
+    """Figures of slices, taken in one by one and looked at all at once."""
+
+    def __init__(self) -> None:
+        self._names: list[tuple[str, ...]] = []
+        self._values: list[Floats] = []
+        self._enough: list[Bools] = []
+
+    def add(self, figure: str, slices: tuple[str, ...], values: Floats, enough: Bools) -> None:
+        """One figure of some slices; enough: those that rest on enough."""
+        self._names.append(_names(figure, slices))
+        self._values.append(values)
+        self._enough.append(enough)
+
+    def known(self) -> dict[str, float]:
+        """By name, those of the slices that have enough, and a number."""
+        values = np.concatenate(self._values)
+        known = np.concatenate(self._enough) & np.isfinite(values)
+        return dict(compress(zip(chain(*self._names), values.tolist(), strict=True), known.tolist()))
 
 
 def _ratio(sums: HealthSums, position: int, ratio: str, reference: Reference | None) -> dict[str, float]:
     """Figures of the tokens for one ratio: all of them for the principal slices, three for the others."""
-    found: dict[str, float] = {}
+    found = _Figures()
     names, main = sums.names.names, len(PRINCIPAL)
-    by_slice = sums.histograms[position].sum(axis=1)
-    size = magnitudes(by_slice)
+    others = names[main:]
+    size = magnitudes(sums.histograms[position].sum(axis=1))
+    sides = _sides(sums.histograms[position, :main])
     moments = sums.moments[position].sum(axis=1)
     n = moments[:, MOMENTS.index("tokens")]
     enough = n >= MIN_TOKENS
-    for figure, values in zip(QUANTILES, quantiles(size[:main], list(QUANTILES.values())).T, strict=True):
-        _enter(found, f"log_ratio_{ratio}_{figure}", PRINCIPAL, values, enough[:main])
-    _enter(found, f"log_ratio_{ratio}_p95", names[main:], quantiles(size[main:], [0.95])[:, 0], enough[main:])
-    _enter(found, f"log_ratio_{ratio}_tail_index", PRINCIPAL, tail_indices(size[:main]), enough[:main])
-    largest = sums.largest[position, :main].max(axis=1)
-    _enter(found, f"log_ratio_{ratio}_max", PRINCIPAL, largest, enough[:main])
-    _enter(
-        found,
-        f"log_ratio_{ratio}_clamped_share",
-        PRINCIPAL,
-        moments[:main, -1] / np.maximum(n[:main], 1),
-        enough[:main],
-    )
+    quantile = quantiles(np.concatenate([size, sides.reshape(-1, MAGNITUDES)]), list(QUANTILES.values()))
+    for figure, values in zip(QUANTILES, quantile.T, strict=True):
+        found.add(f"log_ratio_{ratio}_{figure}", PRINCIPAL, values[:main], enough[:main])
+        if figure == "p95":
+            found.add(f"log_ratio_{ratio}_p95", others, values[main : len(names)], enough[main:])
+            counted = sides[..., :-1].sum(axis=-1) >= MIN_TOKENS
+            for tail, p95, has in zip(TAILS, values[len(names) :].reshape(len(TAILS), main), counted, strict=True):
+                found.add(f"log_ratio_{ratio}_{tail}", PRINCIPAL, p95, has)
+    figures = {
+        "tail_index": tail_indices(size[:main]),
+        "max": sums.largest[position, :main].max(axis=1),
+        "clamped_share": moments[:main, MOMENTS.index("clamped")] / np.maximum(n[:main], 1),
+    }
+    for figure, values in figures.items():
+        found.add(f"log_ratio_{ratio}_{figure}", PRINCIPAL, values, enough[:main])
     for figure, values in _moment_figures(moments).items():
         suffix = f"_{ratio}" if figure in MOMENT_FIGURES or ratio != "behaviour" else ""
-        _enter(found, figure + suffix, PRINCIPAL, values[:main], enough[:main])
+        found.add(figure + suffix, PRINCIPAL, values[:main], enough[:main])
         if figure in ("m2", "ess_token_raw"):
-            _enter(found, figure + suffix, names[main:], values[main:], enough[main:])
-    _tails(found, sums.histograms[position, :main], ratio)
+            found.add(figure + suffix, others, values[main:], enough[main:])
     if reference is not None and reference.counts[position].any():
         usable = enough[:main] & (reference.counts[position].sum(axis=-1) >= MIN_TOKENS)
         for figure, values in zip(DISTANCES, distances(size[:main], reference.counts[position]), strict=True):
-            _enter(found, f"log_ratio_{ratio}_{figure}", PRINCIPAL, values, usable)
-    return found
+            found.add(f"log_ratio_{ratio}_{figure}", PRINCIPAL, values, usable)
+    return found.known()
 
 
 def _moment_figures(moments: Floats) -> dict[str, Floats]:
@@ -121,28 +136,22 @@ def _moment_figures(moments: Floats) -> dict[str, Floats]:
         }
 
 
-def _tails(found: dict[str, float], histogram: Ints, ratio: str) -> None:
-    """p95 of |d| among d < 0 and among d > 0, for tokens of negative and of positive advantage."""
-    cells = np.stack([histogram[:, 0], histogram[:, 2]], axis=1)
-    sides = np.stack([cells[..., MAGNITUDES:], cells[..., :MAGNITUDES]], axis=1).copy()
+def _sides(histogram: Ints) -> Ints:
+    """Counts of |d| [4, P, 100] for each of `TAILS`: d < 0 and d > 0, of tokens of negative and positive advantage."""
+    left, right = histogram[..., MAGNITUDES:], histogram[..., :MAGNITUDES]
+    sides = np.stack([left[:, 0], left[:, 2], right[:, 0], right[:, 2]])
     sides[..., 0] = 0  # an unchanged token is on neither side
-    counted = sides[..., :-1].sum(axis=-1)
-    value = quantiles(sides, [0.95])[..., 0]
-    for at, tail in enumerate(TAILS):
-        side, sign = divmod(at, 2)
-        _enter(
-            found, f"log_ratio_{ratio}_{tail}", PRINCIPAL, value[:, side, sign], counted[:, side, sign] >= MIN_TOKENS
-        )
+    return sides
 
 
 def _slices(sums: HealthSums, reference: Reference | None) -> dict[str, float]:
     """Counts and entropy by slice, and the post-tool share."""
-    found: dict[str, float] = {}
-    names = sums.names.names
-    _enter(found, "tokens", names, sums.tokens[:, 0].astype(np.float64), sums.tokens[:, 0] >= 0)
+    names, figures = sums.names.names, _Figures()
+    figures.add("tokens", names, sums.tokens[:, 0].astype(np.float64), sums.tokens[:, 0] >= 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = sums.entropy[:, 0] / sums.entropy[:, 1]
-    _enter(found, "entropy", names, entropy, sums.entropy[:, 1] >= MIN_TOKENS)
+    figures.add("entropy", names, entropy, sums.entropy[:, 1] >= MIN_TOKENS)
+    found = figures.known()
     if "health/all/entropy" in found:
         found["health/entropy"] = found["health/all/entropy"]
     if reference is not None:
@@ -154,18 +163,16 @@ def _slices(sums: HealthSums, reference: Reference | None) -> dict[str, float]:
     if sums.tokens[0, trained] >= MIN_TOKENS:
         post_tool = sums.tokens[PRINCIPAL.index("post_tool"), trained]
         found["health/post_tool_share"] = float(post_tool / sums.tokens[0, trained])
-    for name, share in _mixture(sums.names, sums.tokens[:, trained]).items():
-        found[name] = share
+        at = _mixture(sums.names)
+        shares = sums.tokens[at, trained] / sums.tokens[0, trained]
+        found.update(zip(_names("token_share", tuple(names[i] for i in at)), shares.tolist(), strict=True))
     return found
 
 
-def _mixture(names: SliceNames, tokens: Ints) -> dict[str, float]:
-    """Share of the tokens that directly follow a result of each tool, and of each source."""
-    if tokens[0] < MIN_TOKENS:
-        return {}
-    at = {name: i for i, name in enumerate(names.names)}
-    chosen = [name for name in at if name.startswith(("tool:", "source:"))]
-    return {f"health/{name}/token_share": float(tokens[at[name]] / tokens[0]) for name in chosen}
+@lru_cache(maxsize=8)
+def _mixture(names: SliceNames) -> list[int]:
+    """The slices whose share of the tokens is told: those that follow a result of each tool, and of each source."""
+    return [i for i, name in enumerate(names.names) if name.startswith(("tool:", "source:"))]
 
 
 def _sequences(sums: HealthSums, reference: Reference | None) -> dict[str, float]:
@@ -205,44 +212,40 @@ def _updates(sums: HealthSums) -> dict[str, float]:
     if used.sum() < MIN_TRAJECTORIES:
         return found
     found.update(_concentration("health", size[used]))
-    found["health/update_departure"] = lognormal_departure(size[used])
-    sources = np.array(table.texts["source"], dtype=object)
-    code = {name: i for i, name in enumerate(sorted(set(table.texts["source"])))}
-    codes = np.array([code[name] for name in table.texts["source"]], dtype=np.int64)
-    fit = length_exponent(size[used] / np.abs(table.column("advantage")[used]), length[used], codes[used])
+    found["health/update_departure"] = lognormal_departure(size[used], found["health/gini_update"])
+    source = table.codes("source")[1]
+    fit = length_exponent(size[used] / np.abs(table.column("advantage")[used]), length[used], source[used])
     if fit is not None:
         found["health/length_exponent"], found["health/length_exponent_se"] = fit.exponent, fit.standard_error
     total = float(size[used].sum())
-    for name, member in _classes(sums, sources, length):
-        chosen = used & member
-        if chosen.sum() >= MIN_TRAJECTORIES:
-            found.update(_concentration(f"health/{name}", size[chosen]))
-            found[f"health/{name}/update_share"] = float(size[chosen].sum()) / total
-            found[f"health/{name}/update_size_mean"] = float(size[chosen].mean()) / (total / float(used.sum()))
+    for name, member in _classes(sums, length):
+        chosen = size[used & member]
+        if len(chosen) >= MIN_TRAJECTORIES:
+            part = float(chosen.sum())
+            found.update(_concentration(f"health/{name}", chosen))
+            found[f"health/{name}/update_share"] = part / total
+            found[f"health/{name}/update_size_mean"] = part / len(chosen) / (total / float(used.sum()))
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _concentration(prefix: str, sizes: Floats) -> dict[str, float]:
+    found = concentration(sizes, (0.05, 0.01))
     return {
-        f"{prefix}/gini_update": gini(sizes),
-        f"{prefix}/top5_update": top_share(sizes, 0.05),
-        f"{prefix}/top1_update": top_share(sizes, 0.01),
+        f"{prefix}/gini_update": found.gini,
+        f"{prefix}/top5_update": found.top_shares[0],
+        f"{prefix}/top1_update": found.top_shares[1],
     }
 
 
-def _classes(
-    sums: HealthSums, sources: npt.NDArray[np.object_], length: Floats
-) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+def _classes(sums: HealthSums, length: Floats) -> list[tuple[str, Bools]]:
     """Trajectories by known source, known skill and range of length."""
-    found = [(f"source:{name}", sources == name) for name in sums.names.sources]
-    if sums.names.skills:
-        skills = np.array(sums.table.texts["skill"], dtype=object)
-        found += [(f"skill:{name}", skills == name) for name in sums.names.skills]
+    found = [(f"source:{name}", sums.table.having("source", name)) for name in sums.names.sources]
+    found += [(f"skill:{name}", sums.table.having("skill", name)) for name in sums.names.skills]
     return found + _length_classes(length)
 
 
-def _length_classes(length: Floats) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+def _length_classes(length: Floats) -> list[tuple[str, Bools]]:
     """The ranges of length in which there is any trajectory."""
-    names = SliceNames().names[-len(LENGTH_FROM) :]
     at = np.searchsorted(np.array(LENGTH_FROM), length, side="right") - 1
-    return [(name, at == i) for i, name in enumerate(names) if (at == i).any()]
+    counts = np.bincount(at, minlength=len(LENGTH_FROM)).tolist()
+    return [(name, at == i) for i, (name, n) in enumerate(zip(LENGTHS, counts, strict=True)) if n]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ NUMBERS = (
 _AT = {name: i for i, name in enumerate(NUMBERS)}
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,6 +35,7 @@ class TrajectoryTable:
 
     texts: dict[str, tuple[str, ...]]
     numbers: Floats
+    _codes: dict[str, tuple[dict[str, int], Ints]] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -41,6 +43,19 @@ class TrajectoryTable:
     def column(self, name: str) -> Floats:
         """One of `NUMBERS`, [B]."""
         return self.numbers[:, _AT[name]]
+
+    def codes(self, name: str) -> tuple[dict[str, int], Ints]:
+        """One of `TEXTS` as numbers: the code of each text, in the order in which they first come up, and [B] codes."""
+        if name not in self._codes:
+            texts = self.texts[name]
+            code = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+            self._codes[name] = code, np.array([code[text] for text in texts], dtype=np.int64)
+        return self._codes[name]
+
+    def having(self, name: str, text: str) -> npt.NDArray[np.bool_]:
+        """[B], which rows have `text` in the column `name` of `TEXTS`."""
+        code, codes = self.codes(name)
+        return np.equal(codes, code.get(text, -1))
 
     @classmethod
     def merged(cls, parts: Sequence[TrajectoryTable]) -> TrajectoryTable:

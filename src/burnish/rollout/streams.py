@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from burnish.core.streams import (
     AFTER_IMAGE,
     AFTER_TOOL,
     ActionSpan,
-    Column,
     TokenColumns,
     TokenStream,
 )
@@ -34,11 +34,14 @@ Ints = NDArray[np.int64]
 
 _JUDGED = ("advantage", "reward", "success", "progress", "reward_parts")
 _SCALARS = attrgetter(*_JUDGED)
+_OF_TRAJECTORY = attrgetter("id", "group_id", "tags", "counters", "outcome")
 _TOOL = Role.TOOL
 
 _Context = tuple[str, tuple[str, ...], int]
 """What stands before a place in the conversation: the tool and the failed tools of the observation right before, and
 the bits of `ActionSpan` (the one for an error left out)."""
+
+_AT_START: _Context = ("", (), 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,10 @@ class LearnerStreams:
     reference: Singles | None = None
 
 
+_OF_LEARNER = ("learner", "entropy", "score_norm", "proximal", "reference")
+_LEARNER_STREAMS = attrgetter("logprobs", *_OF_LEARNER[1:])
+
+
 class ControlTokens:
     """Which ids open or close a tool call or end a turn.
 
@@ -132,7 +139,8 @@ def token_columns(
     """
     actions = _Actions.of(trajectories)
     sampled, spans_K = _sampled(actions.nodes)
-    first = np.concatenate([[0], np.cumsum(spans_K)])[np.concatenate([[0], np.cumsum(actions.counts, dtype=np.int64)])]
+    span_ends = _summed(spans_K)
+    first = span_ends[_summed(actions.counts)]
     ids, versions = (np.frombuffer(sampled[name], dtype=np.intc) for name in ("token_ids", "versions"))
     streams: dict[str, bytes] = {
         "behaviour": sampled["logprobs"],
@@ -140,29 +148,41 @@ def token_columns(
         "staleness": (version - versions).tobytes(),
     }
     if learner is not None:
-        streams |= _in_node_order(trajectories, actions.bent, first.tolist(), learner)
-    all_have = b"\1" * len(trajectories)
-    scalars = list(zip(*map(_SCALARS, judgements), strict=True)) or [()] * len(_JUDGED)
+        streams |= _in_node_order(trajectories, actions.bent, first, learner)
+    ids_B, groups_B, tags_B, counters_B, outcomes_B = _transposed(map(_OF_TRAJECTORY, trajectories), 5)
     return TokenColumns(
-        id=tuple([one.id for one in trajectories]),
-        group_id=tuple([one.group_id for one in trajectories]),
-        source=tuple([source_of(one.tags) for one in trajectories]),
-        skill=tuple([one.tags.get("skill", "") for one in trajectories]),
-        outcome=tuple([one.outcome.label for one in trajectories]),
+        id=ids_B,
+        group_id=groups_B,
+        source=tuple([source_of(tags) for tags in tags_B]),
+        skill=tuple([tags.get("skill", "") for tags in tags_B]),
+        outcome=tuple([outcome.label for outcome in outcomes_B]),
         step=(step,) * len(trajectories),
         turns=tuple(actions.counts),
-        tool_calls=tuple([one.counters.get("tool_calls", 0) for one in trajectories]),
-        tool_errors=tuple([one.counters.get("tool_errors", 0) for one in trajectories]),
+        tool_calls=tuple([counters.get("tool_calls", 0) for counters in counters_B]),
+        tool_errors=tuple([counters.get("tool_errors", 0) for counters in counters_B]),
         retries=tuple(actions.retries),
-        **dict(zip(_JUDGED, scalars, strict=True)),
-        lengths=array("i", np.diff(first).astype(np.intc).tobytes()),
-        actions=array("i", actions.counts),
-        span_lengths=array("i", spans_K.astype(np.intc).tobytes()),
-        span_turns=array("i", actions.turns),
+        **dict(zip(_JUDGED, _transposed(map(_SCALARS, judgements), len(_JUDGED)), strict=True)),
+        lengths=(first[1:] - first[:-1]).astype(np.intc).tobytes(),
+        actions=array("i", actions.counts).tobytes(),
+        span_lengths=spans_K.astype(np.intc).tobytes(),
+        span_turns=array("i", actions.turns).tobytes(),
         span_bits=bytes(actions.bits),
         span_tools=tuple(actions.tools),
-        streams={name: Column(values=values, has=all_have) for name, values in streams.items()},
+        streams=streams,
+        has=dict.fromkeys(streams, b"\1" * len(trajectories)),
     )
+
+
+def _transposed(rows: Iterable[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
+    """Columns of rows of `width` values."""
+    return list(zip(*rows, strict=True)) or [()] * width
+
+
+def _summed(counts: Sequence[int] | Ints) -> Ints:
+    """0, and the sum of the first 1, 2, ... counts."""
+    found = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=found[1:], dtype=np.int64)
+    return found
 
 
 def token_stream(
@@ -191,12 +211,12 @@ def _sampled(nodes: Sequence[Node]) -> tuple[dict[str, bytes], Ints]:
     if b"\0" not in mask:
         return joined, lengths
     chosen = np.frombuffer(mask, dtype=np.int8) != 0
-    before = np.concatenate([[0], np.cumsum(chosen)])
-    ends = np.cumsum(lengths)
+    before, ends = _summed(chosen), np.cumsum(lengths)
     values = {name: np.frombuffer(raw, dtype=np.int32)[chosen].tobytes() for name, raw in joined.items()}
     return values, before[ends] - before[ends - lengths]
 
 
+@dataclass(slots=True, kw_only=True)
 class _Actions:
     """The actions of some trajectories, and what each was conditioned on.
 
@@ -204,46 +224,50 @@ class _Actions:
     each other, so that samples may be in another order.
     """
 
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.tools: list[str] = []
-        self.bits: list[int] = []
-        self.turns: list[int] = []
-        self.counts: list[int] = []
-        self.retries: list[int] = []
-        self.bent: list[int] = []
+    nodes: list[Node]
+    tools: list[str]
+    bits: list[int]
+    turns: list[int]
+    counts: list[int]
+    retries: list[int]
+    bent: list[int]
 
-    @classmethod
-    def of(cls, trajectories: Sequence[Trajectory]) -> _Actions:
-        found = cls()
+    @staticmethod
+    def of(trajectories: Sequence[Trajectory]) -> _Actions:
+        # every node of a step comes by here, and a local name costs a fraction of an attribute
+        nodes: list[Node] = []
+        tools: list[str] = []
+        all_bits: list[int] = []
+        turns: list[int] = []
+        counts, all_retries, bent = [], [], []
         for row, trajectory in enumerate(trajectories):
-            if found._walk(trajectory.nodes):
-                found.bent.append(row)
-        return found
-
-    def _walk(self, nodes: Sequence[Node]) -> bool:
-        """Takes in the actions of one trajectory; gives whether it is bent."""
-        contexts: list[_Context] = []
-        begun, retries, bent = len(self.nodes), 0, False
-        for place, node in enumerate(nodes):
-            parent = node.parent
-            bent = bent or parent != place - 1
-            before = contexts[parent] if parent >= 0 else _at_root(node, contexts)
-            if not node.is_action:
-                contexts.append(_observed(node, before))
-                continue
-            tool, failed, bits = before
-            self.nodes.append(node)
-            self.tools.append(tool)
-            self.bits.append(bits | AFTER_ERROR if failed else bits)
-            if failed:
-                retries += sum(call.name in failed for message in node.messages for call in message.tool_calls)
-            contexts.append(("", (), bits) if tool else before)
-        count = len(self.nodes) - begun
-        self.counts.append(count)
-        self.turns.extend(range(count))
-        self.retries.append(retries)
-        return bent
+            contexts: list[_Context] = []
+            before, begun, retries, is_bent = _AT_START, len(nodes), 0, False
+            for place, node in enumerate(trajectory.nodes):
+                parent = node.parent
+                if parent != place - 1:
+                    is_bent = True
+                    before = contexts[parent] if parent >= 0 else _at_root(node, contexts)
+                if node.is_action:
+                    tool, failed, bits = before
+                    nodes.append(node)
+                    tools.append(tool)
+                    all_bits.append(bits | AFTER_ERROR if failed else bits)
+                    if failed:
+                        retries += sum(call.name in failed for message in node.messages for call in message.tool_calls)
+                    if tool:
+                        before = "", (), bits
+                else:
+                    before = _observed(node, before)
+                contexts.append(before)
+            counts.append(len(nodes) - begun)
+            turns.extend(range(counts[-1]))
+            all_retries.append(retries)
+            if is_bent:
+                bent.append(row)
+        return _Actions(
+            nodes=nodes, tools=tools, bits=all_bits, turns=turns, counts=counts, retries=all_retries, bent=bent
+        )
 
 
 def action_spans(trajectory: Trajectory) -> tuple[tuple[ActionSpan, ...], int]:
@@ -260,7 +284,7 @@ def action_spans(trajectory: Trajectory) -> tuple[tuple[ActionSpan, ...], int]:
 def _at_root(node: Node, contexts: Sequence[_Context]) -> _Context:
     """A root that is a fork says again what came before it, unless it begins another conversation."""
     if not contexts or node.fork in ("", FORK_NEW):
-        return "", (), 0
+        return _AT_START
     compacted = AFTER_COMPACTION if node.fork in (FORK_REWRITTEN, FORK_DROPPED) else 0
     return "", (), contexts[-1][2] | compacted
 
@@ -282,7 +306,7 @@ def _observed(node: Node, before: _Context) -> _Context:
 
 
 def _in_node_order(
-    trajectories: Sequence[Trajectory], bent: Sequence[int], first: Sequence[int], learner: LearnerStreams
+    trajectories: Sequence[Trajectory], bent: Sequence[int], first: Ints, learner: LearnerStreams
 ) -> dict[str, bytes]:
     """The streams that there are, from the order of the samples to that of the nodes.  first: where the tokens of each
     trajectory begin, and where those of the last one end."""
@@ -297,10 +321,8 @@ def _in_node_order(
         sorted_parts = [part for _, part in sorted(zip(order, parts, strict=True), key=itemgetter(0))]
         place[first[row] : first[row + 1]] = np.concatenate(sorted_parts)
     found = {}
-    for stream in fields(learner):
-        values = getattr(learner, stream.name)
+    for name, values in zip(_OF_LEARNER, _LEARNER_STREAMS(learner), strict=True):
         if values is not None:
-            name = "learner" if stream.name == "logprobs" else stream.name
             if len(values) != len(place):
                 raise ValueError(f"{name} has {len(values)} scores for {len(place)} sampled tokens; give all of them")
             found[name] = (values[place] if bent else values).tobytes()

@@ -20,11 +20,7 @@ def gini(sizes: Floats) -> float:
     >>> gini(np.array([1.0, 1.0, 1.0, 1.0])), gini(np.array([0.0, 0.0, 0.0, 1.0]))
     (0.0, 0.75)
     """
-    n, total = len(sizes), _total(sizes)
-    if n == 0 or total == 0:
-        return math.nan
-    ranks = 2 * np.arange(1, n + 1) - n - 1
-    return float((ranks * np.sort(sizes)).sum() / (n * total))
+    return concentration(sizes).gini
 
 
 def top_share(sizes: Floats, share: float = 0.05) -> float:
@@ -35,14 +31,36 @@ def top_share(sizes: Floats, share: float = 0.05) -> float:
     >>> round(top_share(np.array([1.0] * 19 + [81.0]), 0.05), 6), top_share(np.ones(10), 0.05)
     (0.81, 0.05)
     """
-    total = _total(sizes)
-    if len(sizes) == 0 or total == 0:
-        return math.nan
-    wanted = share * len(sizes)
-    whole = int(wanted + 1e-9)
-    descending = np.sort(sizes)[::-1]
-    part = descending[whole] * (wanted - whole) if whole < len(sizes) else 0.0
-    return float((descending[:whole].sum() + part) / total)
+    return concentration(sizes, (share,)).top_shares[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concentration:
+    """`gini`, and `top_share` of each share asked for.  `Concentration(gini=0.75, top_shares=(0.81,))`"""
+
+    gini: float
+    top_shares: tuple[float, ...]
+
+
+def concentration(sizes: Floats, shares: tuple[float, ...] = ()) -> Concentration:
+    """Both figures from one look at the sizes; NaN and errors as theirs.
+
+    >>> concentration(np.array([0.0, 0.0, 0.0, 1.0]), (0.25,))
+    Concentration(gini=0.75, top_shares=(1.0,))
+    """
+    n, total = len(sizes), _total(sizes)
+    if n == 0 or total == 0:
+        return Concentration(gini=math.nan, top_shares=(math.nan,) * len(shares))
+    ascending = np.sort(sizes)
+    descending = ascending[::-1]
+    found = []
+    for share in shares:
+        wanted = share * n
+        whole = int(wanted + 1e-9)
+        part = descending[whole] * (wanted - whole) if whole < n else 0.0
+        found.append(float((descending[:whole].sum() + part) / total))
+    ranks = 2 * np.arange(1, n + 1) - n - 1
+    return Concentration(gini=float((ranks * ascending).sum() / (n * total)), top_shares=tuple(found))
 
 
 def lognormal_log_sd(gini_value: float) -> float:
@@ -63,17 +81,17 @@ def lognormal_top_share(log_sd: float, share: float = 0.05) -> float:
     return 1 - float(ndtr(ndtri(1 - share) - log_sd))
 
 
-def lognormal_departure(sizes: Floats) -> float:
+def lognormal_departure(sizes: Floats, gini_value: float | None = None) -> float:
     """ln of the measured ESS share of sizes over the one a lognormal with the same Gini coefficient has, exp(-s^2).
 
     On the lognormal curve Gini and ESS say the same.  Below 0 the tail is heavier than lognormal; about 0 on it.  NaN
-    where there is no Gini coefficient, or one of 0.
+    where there is no Gini coefficient, or one of 0.  gini_value: that of the sizes, where it is known.
 
     >>> spread = np.exp(1.2 * ndtri((np.arange(20000) + 0.5) / 20000))
     >>> abs(lognormal_departure(spread)) < 0.02
     True
     """
-    even = gini(sizes)
+    even = gini(sizes) if gini_value is None else gini_value
     if not even > 0:
         return math.nan
     measured = float(sizes.sum() ** 2 / (len(sizes) * (sizes**2).sum()))

@@ -89,8 +89,9 @@ def quantiles(counts: Counts, levels: Sequence[float]) -> Floats:
     total = cumulative[..., -1:]
     target = np.asarray(levels, dtype=np.float64) * total
     at = np.minimum((cumulative[..., None, :] < target[..., :, None]).sum(axis=-1), OVERFLOW)
-    inside = np.take_along_axis(finite, at, axis=-1)
-    before = np.take_along_axis(cumulative, at, axis=-1) - inside
+    row = np.indices(at.shape, sparse=True)[:-1]
+    inside = finite[(*row, at)]
+    before = cumulative[(*row, at)] - inside
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.clip((target - before) / inside, 0.0, 1.0)
         low, high = _BIN_LOWER[at], _BIN_UPPER[at]
@@ -132,7 +133,7 @@ def tail_indices(counts: Counts, *, share: float = 0.05) -> Floats:
     finite = counts[..., :NONFINITE].astype(np.float64)
     above = np.cumsum(finite[..., ::-1], axis=-1)[..., ::-1]
     start = (above >= share * above[..., :1]).sum(axis=-1, keepdims=True) - 1
-    n = np.take_along_axis(above, start, axis=-1)[..., 0]
+    n = above[(*np.indices(start.shape, sparse=True)[:-1], start)][..., 0]
     offset = np.arange(NONFINITE) - start
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = (finite * np.where(offset > 0, offset, 0)).sum(axis=-1) / n
