@@ -19,8 +19,9 @@ setup: $(VENV)/.train
 demo: $(VENV)/.train
 	$(BIN)/burnish demo
 
+# One process more than there are cores, since some tests wait; at most four, for memory.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 10
+	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(min(4, 1 + os.cpu_count()))') --dist worksteal --durations 10
 
 test-vllm: $(VENV)/.dev .venv-vllm/.ready
 	BURNISH_VLLM=1 $(BIN)/python -m pytest tests/vllm --durations 10

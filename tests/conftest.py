@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from nursery import Nursery
 
 
+@pytest.fixture(scope="session", autouse=True)
+def heap() -> Iterator[None]:
+    """Each run collects garbage when it starts; all that tests import would be a tenth of a small run's time."""
+    from burnish.loop.heap import settled_heap
+
+    with settled_heap():
+        yield
+
+
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
     """A program that forks main processes of runs, for tests that kill them."""

@@ -46,8 +46,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScriptedLadder, "script", {})
 
 
-def script(act: Act) -> dict[int, tuple[Decision, ...]]:
-    return {TURNED: (Decision(act=act, step=TURNED, reason="r", values=CASES[act], dry_run=False),)}
+def script(*acts: Act) -> dict[int, tuple[Decision, ...]]:
+    return {TURNED: tuple(Decision(act=act, step=TURNED, reason="r", values=CASES[act], dry_run=False) for act in acts)}
 
 
 @pytest.fixture(scope="module")
@@ -65,23 +65,29 @@ def scalar(folder: Path, step: int, name: str) -> float:
 
 
 @pytest.mark.parametrize("act", CASES)
-def test_a_knob_acts_from_the_next_step_on_and_survives_a_resume(
+def test_a_knob_acts_from_the_next_step_on(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Act
 ) -> None:
     monkeypatch.setattr(ScriptedLadder, "script", script(act))
-    recipe = tiny_recipe(*BASE, "control.mode=act")
-    start_run(recipe, tmp_path / "whole")
+    start_run(tiny_recipe(*BASE, "control.mode=act"), tmp_path / "whole")
     found = differences(facts(tmp_path / "whole"), facts(plain))
     assert not any("rl/1 " in key or "rl/2 loss" in key for key in found), "nothing changes before the decision"
     assert "final model.safetensors" in found
     assert accounting_problems(tmp_path / "whole") == []
+    check(tmp_path / "whole", plain, act)
+    check_replays(tmp_path / "whole", act)
+
+
+def test_turned_knobs_survive_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScriptedLadder, "script", script(*CASES))
+    recipe = tiny_recipe(*BASE, "control.mode=act")
+    start_run(recipe, tmp_path / "whole")
+    assert scalar(tmp_path / "whole", TURNED + 1, "control/knobs_turned") == len(CASES)
     ask = StopAt("rl", 3)
     with pytest.raises(RunStopped, match="stopped on request"):
         start_run(recipe, tmp_path / "stopped", watch=ask.watch, stop=ask.stop)
     resume_run(tmp_path / "stopped")
     assert differences(facts(tmp_path / "stopped"), facts(tmp_path / "whole")) == []
-    check(tmp_path / "whole", plain, act)
-    check_replays(tmp_path / "whole", act)
 
 
 def check_replays(folder: Path, act: Act) -> None:

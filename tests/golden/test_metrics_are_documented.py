@@ -30,7 +30,8 @@ from burnish.health.watch import Watch, WatchSpec
 from burnish.loop.conductor import start_run
 from burnish.loop.grading import honey_read
 from burnish.loop.recipes import load_recipe
-from burnish.loop.reinforce import PROGRAM_COUNTERS
+from burnish.loop.reinforce import PROGRAM_COUNTERS, describe
+from burnish.loop.step_work import Batch
 from burnish.store.reader import RunReader
 from burnish.testing.fakes import ScriptedJudge
 
@@ -118,6 +119,11 @@ def of_programs() -> set[str]:
     return {f"count/{name}" for name in PROGRAM_COUNTERS}
 
 
+def of_rewards() -> set[str]:
+    """What a step adds whose rewards and verifiable graders both tell members apart."""
+    return set(describe(Batch(groups=(), advantages={}, fates={}, agreement=0.5), []))
+
+
 def of_integrity() -> set[str]:
     """What a step adds whose graders include one of integrity."""
     clean = Grade(grader="integrity", version="1", score=1.0)
@@ -145,7 +151,8 @@ def of_canaries() -> set[str]:
 
 def everything(logged: set[str]) -> set[str]:
     """All names that code stores."""
-    return plain(logged | off_policy() | health() | of_programs() | of_integrity() | of_judges() | of_canaries())
+    elsewhere = off_policy() | health() | of_programs() | of_rewards() | of_integrity() | of_judges() | of_canaries()
+    return plain(logged | elsewhere)
 
 
 def test_every_scalar_is_documented(logged: set[str]) -> None:

@@ -140,7 +140,8 @@ def test_the_sample_is_bounded_and_comes_from_all_over_the_run(reader: RunReader
 def test_what_failed_is_diagnosed_in_the_sample_as_in_the_live_page(run: SyntheticRun) -> None:
     data = RunData(run.folder)
     sample = data.sample()["trajectories"]
-    assert [one["diagnosis"] for one in sample] == [data.trajectory(one["id"])["diagnosis"] for one in sample]
+    for one in sample[:: max(1, len(sample) // 20)]:
+        assert one["diagnosis"] == data.trajectory(one["id"])["diagnosis"]
     failed = {one["id"] for one in sample if one["diagnosis"]}
     assert failed == {one["id"] for one in sample if one["phase"] != "sft" and (one["reward"] or 0.0) < 1.0}
     assert {one["phase"] for one in sample if one["id"] in failed} == {"rl", "eval"}
