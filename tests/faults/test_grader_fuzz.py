@@ -69,7 +69,6 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 OWN_HOSTILE: dict[str, tuple[str, ...]] = {
     "math": (
         "$9^{9^{9^{9}}}$",
-        "9**9**9**9",
         "$\\int_0^{\\infty} e^{-x^{2}} \\sin(x^{x}) dx$",
         "$" + "+".join(f"x^{{{n}}}" for n in range(120)) + "$",
         "$\\sum_{n=1}^{10^{12}} \\frac{1}{n^{n}}$",

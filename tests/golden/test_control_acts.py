@@ -130,12 +130,12 @@ def test_stored_groups_are_trained_on_again(tmp_path: Path, monkeypatch: pytest.
         return given if step == 3 else []
 
     monkeypatch.setattr(oversight.Oversight, "near_misses", chosen)
-    recipe = tiny_recipe("health.on=true", "evaluation.before=false", "rl.steps=3", "control.mode=act", where)
-    start_run(recipe, tmp_path / "without")
+    words = ("health.on=true", "evaluation.before=false", "rl.steps=3", "control.mode=act")
+    start_run(tiny_recipe(*words), tmp_path / "without")
     rows = [row for row in RunReader(tmp_path / "without").trajectories("rl", 1) if row.advantage is not None]
     group = [row.trajectory.id for row in rows if row.trajectory.group_id == rows[0].trajectory.group_id]
     given.append((1, tuple(group)))
-    start_run(recipe, tmp_path / "with")
+    start_run(tiny_recipe(*words, where), tmp_path / "with")
     first, second = tmp_path / "without", tmp_path / "with"
     assert scalar(second, 3, "control/near_miss_groups") == 1.0
     assert scalar(second, 3, "tokens") > scalar(first, 3, "tokens")

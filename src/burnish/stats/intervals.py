@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 EXACT_SIGN_FLIPS_MAX_N = 16
 """Up to this many pairs all 2**n sign flips are enumerated; beyond it they are drawn."""
@@ -54,7 +54,7 @@ def wilson(successes: float, n: int, *, level: float = 0.95) -> Estimate:
     _check_level(level)
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"wilson needs n >= 1 and 0 <= successes <= n, got successes={successes}, n={n}")
-    z = float(stats.norm.ppf(0.5 + level / 2))
+    z = float(ndtri(0.5 + level / 2))
     p = successes / n
     shrink = 1 + z * z / n
     centre = (p + z * z / (2 * n)) / shrink
@@ -79,7 +79,7 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Estimate:
     mean = float(array.mean())
     if len(array) == 1:
         return Estimate(mean=mean, low=-math.inf, high=math.inf, n=1)
-    half = float(stats.t.ppf(0.5 + level / 2, len(array) - 1)) * float(array.std(ddof=1)) / math.sqrt(len(array))
+    half = float(stdtrit(len(array) - 1, 0.5 + level / 2)) * float(array.std(ddof=1)) / math.sqrt(len(array))
     return Estimate(mean=mean, low=mean - half, high=mean + half, n=len(array))
 
 
