@@ -192,8 +192,8 @@ def node(parent: int, message: Message, rng: np.random.Generator, *, is_action: 
     )
 
 
-def shard_columns(trajectories: list[Trajectory], rng: np.random.Generator) -> Callable[[], list[TokenColumns]]:
-    """What one shard does in a step: columns of what is not trained on, then of what is."""
+def shard_columns(trajectories: list[Trajectory], rng: np.random.Generator) -> Callable[[], TokenColumns]:
+    """What one shard does in a step: columns of what is not trained on, and of what is."""
     half, control = len(trajectories) // 2, ControlTokens([3, 4, 5])
     tokens = sum(trajectory.action_tokens for trajectory in trajectories[half:])
     behaviour = np.concatenate([np.array(n.logprobs) for t in trajectories[half:] for n in t.nodes if n.is_action])
@@ -204,11 +204,10 @@ def shard_columns(trajectories: list[Trajectory], rng: np.random.Generator) -> C
     judged = [Judgement(reward=float(rng.random() < 0.5), success=0.0, progress=0.5) for _ in trajectories]
     trained = [replace(judgement, advantage=float(rng.normal())) for judgement in judged[half:]]
 
-    def work() -> list[TokenColumns]:
-        return [
-            token_columns(trajectories[:half], judged[:half], step=1, version=4, control=control),
-            token_columns(trajectories[half:], trained, step=1, version=4, control=control, learner=learner),
-        ]
+    judged[half:] = trained
+
+    def work() -> TokenColumns:
+        return token_columns(trajectories, judged, step=1, version=4, control=control, learner=learner, untrained=half)
 
     return work
 
@@ -223,7 +222,7 @@ def small_costs(rounds: int, seeds: int) -> dict[str, dict[str, float]]:
         shards = [[shard_columns(step[i::SHARDS], rng) for i in range(SHARDS)] for step in steps]
         for step in range(rounds + 12):
             made_s: list[TokenColumns] = []
-            spent = {"columns": cpu_ms(lambda: made_s.extend(c for w in shards[step % 8] for c in w()))}  # noqa: B023
+            spent = {"columns": cpu_ms(lambda: made_s.extend(work() for work in shards[step % 8]))}  # noqa: B023
             spent["pipes"] = cpu_ms(lambda: [pickle.loads(pickle.dumps(columns)) for columns in made_s])  # noqa: B023
             sums: list[HealthSums] = []
             spent["sums"] = cpu_ms(lambda: sums.append(HealthSums.of(TokenColumns.joined(made_s), NAMES)))  # noqa: B023

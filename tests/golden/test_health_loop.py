@@ -67,6 +67,28 @@ def test_a_watch_that_touched_the_samples_would_be_noticed(tmp_path: Path, monke
     assert "final model.safetensors" in differences(trained(tmp_path / "on"), trained(tmp_path / "off"))
 
 
+WHOLE = ["rl.updates=2", "rl.updates=3", "rl.filter_zero_signal=false", "rollout.mode=async"]
+
+
+@pytest.mark.parametrize("setting", WHOLE)
+def test_every_sampled_token_is_seen_once(tmp_path: Path, setting: str) -> None:
+    start_run(tiny_recipe(*SHORT, *ON, setting, "run.in_process=false"), tmp_path / "run")
+    scalars = {name: dict(values) for name, values in RunReader(tmp_path / "run").all_scalars("rl").items()}
+    assert scalars["health/tokens"] == scalars["tokens/sampled"]
+    assert len(scalars["health/tokens"]) == 3
+
+
+def test_what_is_told_twice_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = shard_step.ShardStep.see_trained
+    monkeypatch.setattr(
+        shard_step.ShardStep,
+        "see_trained",
+        lambda self, keys, samples, record, first: told(self, keys, samples, record, first=True),
+    )
+    with pytest.raises(ValueError, match="two streams have the id"):
+        start_run(tiny_recipe(*SHORT, *ON, "rl.updates=3"), tmp_path / "run")
+
+
 def test_worker_processes_see_the_same(tmp_path: Path) -> None:
     start_run(tiny_recipe(*SHORT, *ON), tmp_path / "one")
     start_run(tiny_recipe(*SHORT, *ON, "run.in_process=false"), tmp_path / "two")

@@ -243,6 +243,23 @@ def test_many_trajectories_at_once_are_as_one_by_one():
         token_columns(many, judged, step=3, version=6, control=CONTROL, learner=LearnerStreams(logprobs=scores[0]))
 
 
+@pytest.mark.parametrize("untrained", [0, 1, 2, 3])
+def test_untrained_at_the_front_are_as_columns_of_their_own(untrained: int) -> None:
+    """A branched trajectory stands on either side of the border."""
+    bent = [replace(branched(), id=f"rl/000001/0001/{i:02}") for i in range(2)]
+    many = [bent[0], two_calls(), bent[1]]
+    judged = [Judgement(advantage=None if i < untrained else 0.5, reward=1.0) for i in range(3)]
+    scores = np.concatenate([np.empty(0, dtype=np.float32), *(trained_scores(one) for one in many[untrained:])])
+    learner = LearnerStreams(logprobs=scores, entropy=-scores)
+    together = token_columns(many, judged, step=3, version=6, control=CONTROL, learner=learner, untrained=untrained)
+    apart = [
+        token_columns(many[:untrained], judged[:untrained], step=3, version=6, control=CONTROL),
+        token_columns(many[untrained:], judged[untrained:], step=3, version=6, control=CONTROL, learner=learner),
+    ]
+    assert together == TokenColumns.joined(apart)
+    assert [stream.learner is None for stream in together.split()] == [i < untrained for i in range(3)]
+
+
 def test_sources_come_from_tags():
     assert source_of({"source": "refunds", "level": "2"}) == "refunds"
     assert source_of({"level": "2"}) == "level 2"

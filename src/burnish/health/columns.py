@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -197,9 +198,8 @@ def _trajectory_radices(names: SliceNames) -> tuple[int, ...]:
 
 def _of_spans(columns: TokenColumns, names: SliceNames) -> Ints:
     """The key of each of the K spans."""
-    code, other = {name: i for i, name in enumerate(("", *names.tools))}, len(names.tools) + 1
     bits = np.frombuffer(columns.span_bits, dtype=np.uint8)
-    tool = np.array([code.get(name, other) for name in columns.span_tools], dtype=np.int64)
+    tool = _coded(columns.span_tools, _codes("", *names.tools))
     position = np.where(tool > 0, 1, (bits & AFTER_TOOL) * 2)
     turn = _range_of(np.frombuffer(columns.span_turns, dtype=np.intc), TURN_FROM)
     _, tools, all_bits, positions = _span_radices(names)
@@ -208,11 +208,26 @@ def _of_spans(columns: TokenColumns, names: SliceNames) -> Ints:
 
 def _of_trajectories(columns: TokenColumns, names: SliceNames, lengths: Ints) -> Ints:
     """The key of each of the B trajectories."""
-    code, other = {name: i for i, name in enumerate(names.sources)}, len(names.sources)
-    source = np.array([code.get(name, other) for name in columns.source], dtype=np.int64)
+    source = _coded(columns.source, _codes(*names.sources))
     _, horizon, sources = _trajectory_radices(names)
     at_horizon = _range_of(horizons(columns), HORIZON_FROM)
     return (_range_of(lengths, LENGTH_FROM) * horizon + at_horizon) * sources + source
+
+
+class _Codes(dict[str, int]):
+    """Names by number; every other name has the number after the last."""
+
+    def __missing__(self, name: str) -> int:
+        return len(self)
+
+
+@lru_cache(maxsize=16)
+def _codes(*names: str) -> _Codes:
+    return _Codes({name: i for i, name in enumerate(names)})
+
+
+def _coded(names: Sequence[str], code: _Codes) -> Ints:
+    return np.fromiter(map(code.__getitem__, names), np.int64, len(names))
 
 
 def horizons(columns: TokenColumns) -> Ints:

@@ -84,7 +84,7 @@ class Executor(ABC):
         self._each("hold", [(part,) for part in parts])
 
     def begin_step(self, orders: Sequence[StepOrder]) -> list[Seen]:
-        """Make training samples of held trajectories; what health sees of those that are not trained on."""
+        """Make training samples of held trajectories; what health sees where none of a shard's is trained on."""
         return self._each("begin_step", [(order,) for order in orders])
 
     def prepare(self, parts: Sequence[Sequence[str]]) -> tuple[float, list[array[float]]]:

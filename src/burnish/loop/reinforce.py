@@ -230,7 +230,11 @@ def learn(session: Session, step: int, batch: Batch, seen: list[Seen], *, fresh:
         if normaliser <= 0:
             continue
         order = GradientOrder(
-            phase="rl", normaliser=normaliser, version=state.version, trust_limit=loss.trust_limit(surveys)
+            phase="rl",
+            normaliser=normaliser,
+            version=state.version,
+            trust_limit=loss.trust_limit(surveys),
+            first=not total.sums,
         )
         if update == 0 and (state.rl_step == 0 or step % session.recipe.checks.every == 0):
             tolerance = session.micro_batch_tolerance

@@ -92,13 +92,14 @@ class GradientOrder:
     """Back-propagate what was prepared.
 
     normaliser, trust_limit: of the whole batch.  version: of the weights as they are; None where the samples were not
-    drawn by a policy.
+    drawn by a policy.  first: of its step, so that health hears of what is not trained on too.
     """
 
     phase: str
     normaliser: float
     version: int | None = None
     trust_limit: float = inf
+    first: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,7 +286,7 @@ class Shard:
         self._held = {trajectory.id: trajectory for trajectory in trajectories}
 
     def begin_step(self, order: StepOrder) -> Seen:
-        """Make the training samples of held trajectories, and tell what health sees of those that are not trained on.
+        """Make the training samples of held trajectories; where none is trained on, tell what health sees of them.
 
         Scores them under the present weights, the proximal policy, where the loss needs that.
         """
@@ -329,7 +330,8 @@ class Shard:
         )
         if step is None or record is None:
             return Gradient(losses=losses)
-        return Gradient(losses=losses, seen=(step.see_trained(self._batch_ids, self._samples, record),))
+        seen = step.see_trained(self._batch_ids, self._samples, record, first=order.first)
+        return Gradient(losses=losses, seen=(seen,))
 
     def use_reference(self, weights: Sequence[torch.Tensor]) -> None:
         """Make these weights, in the order of the model's parameters, the reference of the KL term; none with LoRA,

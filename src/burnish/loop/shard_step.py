@@ -42,6 +42,7 @@ class ShardStep:
         self._trajectories = {**held, **{t.id: t for t in order.replayed}}
         self._control = control
         self._masked_tokens = 0
+        self._untold: list[str] = []
 
     def make_samples(self, learner: Learner) -> Samples:
         """The samples of everything that has an advantage, scored where the loss or a tail cap needs that."""
@@ -62,31 +63,37 @@ class ShardStep:
         return samples
 
     def see_untrained(self) -> Seen:
-        """Everything that is not trained on: filtered, failed."""
+        """What is not trained on (filtered, failed), where no update will tell of it: an update there will be where any
+        sampled token is trained on."""
         started_s = time.process_time()
-        keys = [key for key, judgement in self.order.judgements.items() if judgement.advantage is None]
-        return self._seen(keys, None, started_s)
+        untrained = [key for key, judgement in self.order.judgements.items() if judgement.advantage is None]
+        trained = self.order.judgements.keys() - set(untrained)
+        if any(self._trajectories[key].action_tokens for key in trained):
+            self._untold = untrained
+            return Seen()
+        return self._seen(untrained, [], None, started_s)
 
-    def see_trained(self, keys: Sequence[str], samples: Samples, record: TokenRecord) -> Seen:
-        """What was trained on in one update; `record` holds the samples of `keys` one after the other."""
+    def see_trained(self, keys: Sequence[str], samples: Samples, record: TokenRecord, *, first: bool) -> Seen:
+        """What one update trained on, and with the first of a step what is not trained on; `record` holds the samples
+        of `keys` one after the other."""
         started_s = time.process_time()
-        learner = _learner_streams([sample for key in keys for sample in samples[key]], record)
-        return self._seen(keys, learner, started_s, self._masked_tokens)
+        learner = _learner_streams([sample for key in keys for sample in samples[key]], record) if keys else None
+        return self._seen(self._untold if first else [], keys, learner, started_s)
 
     def _seen(
-        self, keys: Sequence[str], learner: LearnerStreams | None, started_s: float, masked_tokens: int = 0
+        self, untrained: Sequence[str], keys: Sequence[str], learner: LearnerStreams | None, started_s: float
     ) -> Seen:
-        names = self.order.names
-        if names is None or not keys:
+        masked_tokens = self._masked_tokens if keys else 0
+        if self.order.names is None or not (untrained or keys):
             return Seen(masked_tokens=masked_tokens)
-        columns = self._columns(keys, learner)
+        columns = self._columns([*untrained, *keys], learner, untrained=len(untrained))
         if columns.tokens > MOST_AS_COLUMNS and not self.order.keep_streams:
-            seen = Seen(sums=HealthSums.of(columns, names).to_bytes(), masked_tokens=masked_tokens)
+            seen = Seen(sums=HealthSums.of(columns, self.order.names).to_bytes(), masked_tokens=masked_tokens)
         else:
             seen = Seen(columns=columns, masked_tokens=masked_tokens)
         return replace(seen, cpu_s=time.process_time() - started_s)
 
-    def _columns(self, keys: Sequence[str], learner: LearnerStreams | None) -> TokenColumns:
+    def _columns(self, keys: Sequence[str], learner: LearnerStreams | None, *, untrained: int = 0) -> TokenColumns:
         return token_columns(
             [self._trajectories[key] for key in keys],
             [self.order.judgements[key] for key in keys],
@@ -94,6 +101,7 @@ class ShardStep:
             version=self.order.version,
             control=self._control,
             learner=learner,
+            untrained=untrained,
         )
 
     # -- knobs ---------------------------------------------------------------------------------------------------

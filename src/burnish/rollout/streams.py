@@ -132,10 +132,12 @@ def token_columns(
     version: int,
     control: ControlTokens,
     learner: LearnerStreams | None = None,
+    untrained: int = 0,
 ) -> TokenColumns:
     """The streams of trajectories of step `step`, whose learner was at `version`; judgements[i] is of trajectories[i].
 
-    learner: None where they were not trained on (filtered, failed).  Raises ValueError where it does not fit.
+    learner: None where none was trained on (filtered, failed).  untrained: so many at the front were not, and `learner`
+    is of the others.  Raises ValueError where it does not fit.
     """
     actions = _Actions.of(trajectories)
     sampled, spans_K = _sampled(actions.nodes)
@@ -147,8 +149,13 @@ def token_columns(
         "control": control.mark(ids).tobytes(),
         "staleness": (version - versions).tobytes(),
     }
+    has = dict.fromkeys(streams, b"\1" * len(trajectories))
     if learner is not None:
-        streams |= _in_node_order(trajectories, actions.bent, first, learner)
+        scored = _in_node_order(
+            trajectories, [row for row in actions.bent if row >= untrained], first, learner, untrained
+        )
+        streams |= scored
+        has |= dict.fromkeys(scored, bytes(untrained) + b"\1" * (len(trajectories) - untrained))
     ids_B, groups_B, tags_B, counters_B, outcomes_B = _transposed(map(_OF_TRAJECTORY, trajectories), 5)
     return TokenColumns(
         id=ids_B,
@@ -169,7 +176,7 @@ def token_columns(
         span_bits=bytes(actions.bits),
         span_tools=tuple(actions.tools),
         streams=streams,
-        has=dict.fromkeys(streams, b"\1" * len(trajectories)),
+        has=has,
     )
 
 
@@ -306,11 +313,13 @@ def _observed(node: Node, before: _Context) -> _Context:
 
 
 def _in_node_order(
-    trajectories: Sequence[Trajectory], bent: Sequence[int], first: Ints, learner: LearnerStreams
+    trajectories: Sequence[Trajectory], bent: Sequence[int], first: Ints, learner: LearnerStreams, untrained: int
 ) -> dict[str, bytes]:
-    """The streams that there are, from the order of the samples to that of the nodes.  first: where the tokens of each
-    trajectory begin, and where those of the last one end."""
-    place = np.arange(first[-1])
+    """The streams that there are, from the order of the samples to that of the nodes, with zeros for the trajectories
+    before `untrained`.  first: where the tokens of each trajectory begin, and where those of the last one end."""
+    begin = int(first[untrained])
+    place = np.arange(first[-1] - begin)
+    first = first - begin
     for row in bent:
         trajectory = trajectories[row]
         order = trained_nodes(trajectory)
@@ -325,7 +334,7 @@ def _in_node_order(
         if values is not None:
             if len(values) != len(place):
                 raise ValueError(f"{name} has {len(values)} scores for {len(place)} sampled tokens; give all of them")
-            found[name] = (values[place] if bent else values).tobytes()
+            found[name] = bytes(begin * values.itemsize) + (values[place] if bent else values).tobytes()
     return found
 
 
