@@ -4,9 +4,12 @@ import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from burnish.core.grade import Grade
 from burnish.core.message import ImagePart, Message, Role, ToolCall
@@ -134,6 +137,34 @@ def test_images_and_rewritten_histories_are_remembered():
     spans, _ = action_spans(trajectory(*nodes))
     assert [span.after_image for span in spans] == [False, True, True, False]
     assert [span.after_compaction for span in spans] == [False, False, True, False]
+
+
+SHOWN = st.sampled_from(
+    [
+        (),
+        (Message.user("Sure?"),),
+        (Message.tool("3", call=call("price")),),
+        (Message.tool("no such item", call=call("price"), is_error=True),),
+        (Message.tool("3", call=call("price")), Message.tool("gone", call=call("stock"), is_error=True)),
+        (Message.tool("gone", call=call("stock"), is_error=True), Message.user("Sure?")),
+        (
+            Message(
+                role=Role.USER, parts=(ImagePart(sha256="0" * 64, media_type="image/png", width_px=8, height_px=8),)
+            ),
+        ),
+    ]
+)
+ACTIONS = st.sampled_from([(), (call("price"),), (call("stock"), call("price"))])
+
+
+@given(st.lists(st.one_of(st.tuples(st.just(True), ACTIONS), st.tuples(st.just(False), SHOWN)), max_size=12))
+def test_a_chain_is_read_as_what_branches_is(turns: list[tuple[bool, tuple[Any, ...]]]) -> None:
+    """The same conversation, and with a message beside its last one, which makes it no chain."""
+    chain = [shown(-1, Message.user("What does a pear cost?"))]
+    for acts, what in turns:
+        chain.append(action(len(chain) - 1, [7, END], *what) if acts else shown(len(chain) - 1, *what))
+    beside = shown(-1, Message.user("another matter"), fork=FORK_NEW)
+    assert action_spans(trajectory(*chain)) == action_spans(trajectory(*chain, beside))
 
 
 def test_a_stream_holds_the_sampled_tokens_and_what_is_known_of_them():

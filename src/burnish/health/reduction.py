@@ -382,4 +382,4 @@ def _table(given: TokenColumns, columns: dict[str, Floats], order: Sequence[int]
     if len(order) > 1:
         pick = itemgetter(*order)
         texts = {name: pick(column) for name, column in texts.items()}
-    return TrajectoryTable(texts=texts, numbers=np.ascontiguousarray(numbers.T[order]))
+    return TrajectoryTable(texts=texts, numbers=numbers.take(order, axis=1))

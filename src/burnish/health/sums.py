@@ -94,7 +94,7 @@ class HealthSums(Reduced):
 
     @property
     def numbers(self) -> Floats:
-        """The numbers of the table, [B, len(NUMBERS)]."""
+        """The numbers of the table, [len(NUMBERS), B]."""
         return self.table.numbers
 
     @property
@@ -113,5 +113,5 @@ def _layout(names: SliceNames, rows: int) -> list[tuple[str, str, tuple[int, ...
         ("tokens", "<i8", (cells[1], 2)),
         ("entropy", "<f8", (cells[1], 2)),
         ("nonfinite", "<i8", (len(RAW),)),
-        ("numbers", "<f8", (rows, len(NUMBERS))),
+        ("numbers", "<f8", (len(NUMBERS), rows)),
     ]

@@ -27,10 +27,10 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrajectoryTable:
-    """B trajectories, sorted by id.  texts: a tuple of B for each of `TEXTS`.  numbers: [B, len(NUMBERS)], NaN for
+    """B trajectories, sorted by id.  texts: a tuple of B for each of `TEXTS`.  numbers: [len(NUMBERS), B], NaN for
     None.
 
-    `TrajectoryTable(texts={"id": ("a",), ...}, numbers=np.zeros((1, len(NUMBERS))))`
+    `TrajectoryTable(texts={"id": ("a",), ...}, numbers=np.zeros((len(NUMBERS), 1)))`
     """
 
     texts: dict[str, tuple[str, ...]]
@@ -38,11 +38,11 @@ class TrajectoryTable:
     _codes: dict[str, tuple[dict[str, int], Ints]] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return self.numbers.shape[1]
 
     def column(self, name: str) -> Floats:
         """One of `NUMBERS`, [B]."""
-        return self.numbers[:, _AT[name]]
+        return self.numbers[_AT[name]]
 
     def codes(self, name: str) -> tuple[dict[str, int], Ints]:
         """One of `TEXTS` as numbers: the code of each text, in the order in which they first come up, and [B] codes."""
@@ -68,12 +68,12 @@ class TrajectoryTable:
         order = sorted(range(len(ids)), key=ids.__getitem__)
         return cls(
             texts={name: tuple(column[i] for i in order) for name, column in texts.items()},
-            numbers=np.concatenate([part.numbers for part in parts])[order],
+            numbers=np.concatenate([part.numbers for part in parts], axis=1)[:, order],
         )
 
     def rows(self) -> tuple[TrajectoryFigures, ...]:
         """As values."""
-        return tuple(self._row(i, numbers) for i, numbers in enumerate(self.numbers.tolist()))
+        return tuple(self._row(i, numbers) for i, numbers in enumerate(self.numbers.T.tolist()))
 
     def _row(self, i: int, numbers: list[float]) -> TrajectoryFigures:
         known: dict[str, Any] = {name: self.texts[name][i] for name in TEXTS}

@@ -41,7 +41,8 @@ _Context = tuple[str, tuple[str, ...], int]
 """What stands before a place in the conversation: the tool and the failed tools of the observation right before, and
 the bits of `ActionSpan` (the one for an error left out)."""
 
-_AT_START: _Context = ("", (), 0)
+_NOTHING: tuple[str, ...] = ()
+_AT_START: _Context = ("", _NOTHING, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,40 +242,73 @@ class _Actions:
 
     @staticmethod
     def of(trajectories: Sequence[Trajectory]) -> _Actions:
-        # every node of a step comes by here, and a local name costs a fraction of an attribute
-        nodes: list[Node] = []
-        tools: list[str] = []
-        all_bits: list[int] = []
-        turns: list[int] = []
-        counts, all_retries, bent = [], [], []
+        found = _Actions(nodes=[], tools=[], bits=[], turns=[], counts=[], retries=[], bent=[])
         for row, trajectory in enumerate(trajectories):
-            contexts: list[_Context] = []
-            before, begun, retries, is_bent = _AT_START, len(nodes), 0, False
-            for place, node in enumerate(trajectory.nodes):
-                parent = node.parent
-                if parent != place - 1:
-                    is_bent = True
-                    before = contexts[parent] if parent >= 0 else _at_root(node, contexts)
-                if node.is_action:
-                    tool, failed, bits = before
-                    nodes.append(node)
-                    tools.append(tool)
-                    all_bits.append(bits | AFTER_ERROR if failed else bits)
-                    if failed:
-                        retries += sum(call.name in failed for message in node.messages for call in message.tool_calls)
-                    if tool:
-                        before = "", (), bits
-                else:
-                    before = _observed(node, before)
-                contexts.append(before)
-            counts.append(len(nodes) - begun)
-            turns.extend(range(counts[-1]))
-            all_retries.append(retries)
-            if is_bent:
-                bent.append(row)
-        return _Actions(
-            nodes=nodes, tools=tools, bits=all_bits, turns=turns, counts=counts, retries=all_retries, bent=bent
-        )
+            begun = len(found.nodes)
+            retries = found._follow(trajectory.nodes)
+            if retries is None:
+                del found.nodes[begun:], found.tools[begun:], found.bits[begun:]
+                found.bent.append(row)
+                retries = found._branch(trajectory.nodes)
+            found.counts.append(len(found.nodes) - begun)
+            found.turns.extend(range(found.counts[-1]))
+            found.retries.append(retries)
+        return found
+
+    def _follow(self, chain: Sequence[Node]) -> int | None:
+        """Take in nodes that continue each other; gives retries, None where they turn out not to."""
+        # every node of a step comes by here: as `_branch`, with all that a chain does not need left out
+        nodes, tools, all_bits = self.nodes, self.tools, self.bits
+        tool, failed, bits, retries, last = "", _NOTHING, 0, 0, -1
+        for node in chain:
+            if node.parent != last:
+                return None
+            last += 1
+            if node.is_action:
+                nodes.append(node)
+                tools.append(tool)
+                all_bits.append(bits | AFTER_ERROR if failed else bits)
+                if failed:
+                    retries += _repeats(node, failed)
+                    failed = _NOTHING
+                tool = ""
+            else:
+                tool, failed = "", _NOTHING
+                for message in node.messages:
+                    if message.role is _TOOL:
+                        tool = message.name
+                        if message.is_error:
+                            failed = (*failed, tool)
+                    for part in message.parts:
+                        if type(part) is ImagePart:
+                            bits |= AFTER_IMAGE
+                if tool:
+                    bits |= AFTER_TOOL
+        return retries
+
+    def _branch(self, nodes: Sequence[Node]) -> int:
+        """Take in the nodes of any trajectory; gives retries."""
+        contexts: list[_Context] = []
+        before, retries = _AT_START, 0
+        for place, node in enumerate(nodes):
+            if node.parent != place - 1:
+                before = contexts[node.parent] if node.parent >= 0 else _at_root(node, contexts)
+            if node.is_action:
+                tool, failed, bits = before
+                self.nodes.append(node)
+                self.tools.append(tool)
+                self.bits.append(bits | AFTER_ERROR if failed else bits)
+                retries += _repeats(node, failed)
+                before = "", _NOTHING, bits
+            else:
+                before = _observed(node, before[2])
+            contexts.append(before)
+        return retries
+
+
+def _repeats(node: Node, failed: tuple[str, ...]) -> int:
+    """Calls of a tool that had just failed."""
+    return sum(call.name in failed for message in node.messages for call in message.tool_calls)
 
 
 def action_spans(trajectory: Trajectory) -> tuple[tuple[ActionSpan, ...], int]:
@@ -296,19 +330,16 @@ def _at_root(node: Node, contexts: Sequence[_Context]) -> _Context:
     return "", (), contexts[-1][2] | compacted
 
 
-def _observed(node: Node, before: _Context) -> _Context:
-    tool, bits = "", before[2]
-    failed: tuple[str, ...] = ()
+def _observed(node: Node, bits: int) -> _Context:
+    """bits: those before it."""
+    tool, failed = "", _NOTHING
     for message in node.messages:
         if message.role is _TOOL:
             tool = message.name
             if message.is_error:
                 failed = (*failed, tool)
-        for part in message.parts:
-            if isinstance(part, ImagePart):
-                bits |= AFTER_IMAGE
-    if not tool and bits == before[2] and not before[0]:
-        return before
+        if any(isinstance(part, ImagePart) for part in message.parts):
+            bits |= AFTER_IMAGE
     return tool, failed, bits | AFTER_TOOL if tool else bits
 
 
