@@ -38,11 +38,12 @@ class TrajectoryTable:
     _codes: dict[str, tuple[dict[str, int], Ints]] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
-        return self.numbers.shape[1]
+        return len(self.texts["id"])
 
     def column(self, name: str) -> Floats:
         """One of `NUMBERS`, [B]."""
-        return self.numbers[_AT[name]]
+        found: Floats = self.numbers[_AT[name]]
+        return found
 
     def codes(self, name: str) -> tuple[dict[str, int], Ints]:
         """One of `TEXTS` as numbers: the code of each text, in the order in which they first come up, and [B] codes."""

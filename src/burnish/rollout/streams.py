@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from burnish.core.grade import Grade
 from burnish.core.message import ImagePart, Role
+from burnish.core.outcome import Outcome
 from burnish.core.streams import (
     AFTER_COMPACTION,
     AFTER_ERROR,
@@ -143,7 +144,8 @@ def token_columns(
     actions = _Actions.of(trajectories)
     sampled, spans_K = _sampled(actions.nodes)
     span_ends = _summed(spans_K)
-    first = span_ends[_summed(actions.counts)]
+    before = _summed(actions.counts)
+    first = span_ends[before]
     ids, versions = (np.frombuffer(sampled[name], dtype=np.intc) for name in ("token_ids", "versions"))
     streams: dict[str, bytes] = {
         "behaviour": sampled["logprobs"],
@@ -163,7 +165,7 @@ def token_columns(
         group_id=groups_B,
         source=tuple([source_of(tags) for tags in tags_B]),
         skill=tuple([tags.get("skill", "") for tags in tags_B]),
-        outcome=tuple([outcome.label for outcome in outcomes_B]),
+        outcome=_labels(outcomes_B),
         step=(step,) * len(trajectories),
         turns=tuple(actions.counts),
         tool_calls=tuple([counters.get("tool_calls", 0) for counters in counters_B]),
@@ -173,12 +175,18 @@ def token_columns(
         lengths=(first[1:] - first[:-1]).astype(np.intc).tobytes(),
         actions=array("i", actions.counts).tobytes(),
         span_lengths=spans_K.astype(np.intc).tobytes(),
-        span_turns=array("i", actions.turns).tobytes(),
+        span_turns=(np.arange(len(spans_K)) - np.repeat(before[:-1], actions.counts)).astype(np.intc).tobytes(),
         span_bits=bytes(actions.bits),
         span_tools=tuple(actions.tools),
         streams=streams,
         has=has,
     )
+
+
+def _labels(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    # nearly all are one and the same object
+    known = {id(outcome): outcome.label for outcome in {id(outcome): outcome for outcome in outcomes}.values()}
+    return tuple([known[id(outcome)] for outcome in outcomes])
 
 
 def _transposed(rows: Iterable[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
@@ -209,13 +217,14 @@ def token_stream(
 
 def _sampled(nodes: Sequence[Node]) -> tuple[dict[str, bytes], Ints]:
     """Log-probabilities, ids and versions of the sampled tokens of some actions, joined; tokens of each action."""
-    mask = b"".join([node.action_mask for node in nodes])
+    masks = [node.action_mask for node in nodes]
+    mask = b"".join(masks)
     joined = {
         "logprobs": b"".join([node.logprobs for node in nodes]),
         "token_ids": b"".join([node.token_ids for node in nodes]),
         "versions": b"".join([node.versions for node in nodes]),
     }
-    lengths = np.array([len(node.action_mask) for node in nodes], dtype=np.int64)
+    lengths = np.fromiter(map(len, masks), np.int64, len(nodes))
     if b"\0" not in mask:
         return joined, lengths
     chosen = np.frombuffer(mask, dtype=np.int8) != 0
@@ -228,21 +237,20 @@ def _sampled(nodes: Sequence[Node]) -> tuple[dict[str, bytes], Ints]:
 class _Actions:
     """The actions of some trajectories, and what each was conditioned on.
 
-    tools, bits, turns: of each action.  counts, retries: of each trajectory.  bent: those whose nodes do not continue
+    tools, bits: of each action.  counts, retries: of each trajectory.  bent: those whose nodes do not continue
     each other, so that samples may be in another order.
     """
 
     nodes: list[Node]
     tools: list[str]
     bits: list[int]
-    turns: list[int]
     counts: list[int]
     retries: list[int]
     bent: list[int]
 
     @staticmethod
     def of(trajectories: Sequence[Trajectory]) -> _Actions:
-        found = _Actions(nodes=[], tools=[], bits=[], turns=[], counts=[], retries=[], bent=[])
+        found = _Actions(nodes=[], tools=[], bits=[], counts=[], retries=[], bent=[])
         for row, trajectory in enumerate(trajectories):
             begun = len(found.nodes)
             retries = found._follow(trajectory.nodes)
@@ -251,7 +259,6 @@ class _Actions:
                 found.bent.append(row)
                 retries = found._branch(trajectory.nodes)
             found.counts.append(len(found.nodes) - begun)
-            found.turns.extend(range(found.counts[-1]))
             found.retries.append(retries)
         return found
 
@@ -315,7 +322,7 @@ def action_spans(trajectory: Trajectory) -> tuple[tuple[ActionSpan, ...], int]:
     """The actions as spans of the sampled tokens, and how many of their calls repeat a tool that had just failed."""
     actions = _Actions.of([trajectory])
     spans, start = [], 0
-    for node, turn, tool, bits in zip(actions.nodes, actions.turns, actions.tools, actions.bits, strict=True):
+    for turn, (node, tool, bits) in enumerate(zip(actions.nodes, actions.tools, actions.bits, strict=True)):
         end = start + sum(node.action_mask)
         spans.append(ActionSpan.of(start=start, end=end, turn=turn, tool=tool, bits=bits))
         start = end
