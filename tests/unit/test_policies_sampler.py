@@ -335,6 +335,21 @@ def test_a_filter_on_one_row_leaves_the_others_alone() -> None:
     assert int(mixed[0][3]) == int(logits[3].argmax())
 
 
+@pytest.mark.parametrize("far", [-1e4, -60.0, -40.0, 60.0, 1e4])
+def test_logits_of_any_size_are_drawn_from_and_leave_the_others_alone(far: float) -> None:
+    """A softmax is the same wherever its logits lie; a row that has to be moved for it does not move its neighbours."""
+    near = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
+    uniforms = torch.tensor([0.3, 0.3, 0.7, 0.7], dtype=torch.float64)
+    plain = DrawRules.of([SamplingParams()], "cpu")
+    alone = draw(near, uniforms[[0, 2]], plain)
+    mixed = draw(torch.stack([near[0], near[0] + far, near[1], near[1] + far]), uniforms, plain)
+    assert torch.equal(mixed.tokens[[0, 2]], alone.tokens)
+    assert torch.equal(mixed.logprobs[[0, 2]], alone.logprobs)
+    assert torch.equal(mixed.tokens[[1, 3]], alone.tokens)
+    # float32 knows logits of this size to about 1e-7 of them
+    assert torch.allclose(mixed.logprobs[[1, 3]], alone.logprobs, atol=max(1e-5, abs(far) * 2e-7))
+
+
 @pytest.mark.parametrize("params", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])
 def test_parameters_out_of_range_are_refused(model, params) -> None:
     with pytest.raises(ValueError, match="temperature >= 0"):

@@ -22,6 +22,10 @@ from burnish.core.sampling import SamplingParams
 _LARGEST_UNIFORM = 1.0 - 2.0**-23
 """Keeps u * total strictly below total in float32, so that the last token with zero probability is never drawn."""
 
+_SMALLEST_TOTAL = 1e-20
+"""Weights that add up to less, or to more than its inverse, come from logits that must be shifted first: in float32
+they would lose digits or overflow.  Others need no shift, which costs more than the weights themselves."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawRules:
@@ -34,6 +38,7 @@ class DrawRules:
     top_p: torch.Tensor
     top_k: torch.Tensor
     greedy: torch.Tensor
+    plain: torch.Tensor
     has_greedy: bool
     has_sampled: bool
     has_filter: bool
@@ -49,6 +54,7 @@ class DrawRules:
             top_p=torch.tensor([[p.top_p] for p in params_R], dtype=torch.float32, device=device),
             top_k=torch.tensor([[p.top_k or 2**31 - 1] for p in params_R], device=device),
             greedy=torch.tensor([[p.temperature == 0.0] for p in params_R], device=device),
+            plain=torch.tensor([[p.temperature == 1.0 and not filters(p)] for p in params_R], device=device),
             has_greedy=any(p.temperature == 0.0 for p in params_R),
             has_sampled=any(p.temperature > 0.0 for p in params_R),
             has_filter=any(filters(p) for p in params_R),
@@ -86,8 +92,7 @@ def draw(
     logits_RV: torch.Tensor, uniforms_R: torch.Tensor, rules: DrawRules, *, room: Sequence[torch.Tensor] | None = None
 ) -> Draw:
     """One token for each row.  uniforms_R: as `draw_uniforms` gives them, used in float32.  room: two float32 tensors
-    [R, V] to work in, the first of which may be the logits themselves where no row is greedy; fresh pages can cost
-    more than the work on them.
+    [R, V] to work in; fresh pages can cost more than the work on them.
 
     The log-probability of a greedy row is 0, that of a sure event.  Raises RunStopped where the logits are not finite,
     since nothing drawn from them could be trained on.
@@ -96,25 +101,41 @@ def draw(
         best_R, argmax_R = logits_RV.max(dim=-1)
         _refuse_non_finite(best_R)
         return Draw(argmax_R, torch.zeros(len(argmax_R), device=logits_RV.device), None)
-    scaled_RV, kept_RV = logits_RV, None
+    if room is None:
+        room = torch.empty((2, *logits_RV.shape), device=logits_RV.device).unbind()
+    scaled_RV, kept_RV = logits_RV.float(), None
     if rules.has_temperature or rules.has_filter:
-        scaled_RV = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)).float() / rules.temperature
+        top_R1 = logits_RV.amax(dim=-1, keepdim=True)
+        scaled_RV = (logits_RV - torch.where(rules.plain, 0.0, top_R1)).float() / rules.temperature
     if rules.has_filter:
         scaled_RV = _filtered(scaled_RV, rules.top_k, rules.top_p)
         kept_RV = scaled_RV > -torch.inf
-    if room is None:
-        room = torch.empty((2, *logits_RV.shape), device=logits_RV.device).unbind()
-    share_RV = torch.softmax(scaled_RV, dim=-1, dtype=torch.float32, out=room[0])
-    # torch adds up float32 in float64 on a CPU; elsewhere a running sum is off by 1e-6, which moves a token's edges
-    running_RV = torch.cumsum(share_RV, dim=-1, out=room[1])
-    total_R1 = running_RV[:, -1:]
-    _refuse_non_finite(total_R1)
+    total_R1 = _add_up(scaled_RV, room)
+    if not _within_reach(total_R1):
+        reached_R1 = (total_R1 >= _SMALLEST_TOTAL) & (total_R1 <= 1 / _SMALLEST_TOTAL)
+        # a shift for each row by itself: what is drawn must not depend on what else is in the batch
+        total_R1 = _add_up(scaled_RV - torch.where(reached_R1, 0.0, scaled_RV.amax(dim=-1, keepdim=True)), room)
+        _refuse_non_finite(total_R1)
+    weight_RV, running_RV = room
     token_R1 = torch.searchsorted(running_RV, uniforms_R.float()[:, None] * total_R1, right=True)
-    logprob_R1 = share_RV.gather(1, token_R1).div_(total_R1).log_()
+    logprob_R1 = weight_RV.gather(1, token_R1).div_(total_R1).log_()
     if rules.has_greedy:
         token_R1 = torch.where(rules.greedy, logits_RV.argmax(dim=-1, keepdim=True), token_R1)
         logprob_R1 = torch.where(rules.greedy, 0.0, logprob_R1)
     return Draw(token_R1[:, 0], logprob_R1[:, 0], kept_RV)
+
+
+def _add_up(scaled_RV: torch.Tensor, room: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Weights exp(scaled) and their running sums into `room`; the totals [R, 1]."""
+    torch.exp(scaled_RV, out=room[0])
+    # torch adds up float32 in float64 on a CPU; elsewhere a running sum is off by 1e-6, which moves a token's edges
+    return torch.cumsum(room[0], dim=-1, out=room[1])[:, -1:]
+
+
+def _within_reach(total_R1: torch.Tensor) -> bool:
+    """Whether no total lost digits or overflowed, NaN included; a list of a few hundred numbers is read faster than
+    torch looks for their extremes."""
+    return all(_SMALLEST_TOTAL <= total <= 1 / _SMALLEST_TOTAL for total in total_R1[:, 0].tolist())
 
 
 def _filtered(scaled_RV: torch.Tensor, top_k_R1: torch.Tensor, top_p_R1: torch.Tensor) -> torch.Tensor:

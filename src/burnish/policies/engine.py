@@ -184,10 +184,7 @@ class Engine:
         front = ledger.front(end)
         logits = self.forward.decode(self.store, ledger.tokens(end), front.position, columns)
         self._step += 1
-        rules, room = self._present_rules(), self._room(end)
-        if logits.dtype == torch.float32 and not rules.has_greedy:
-            room = (logits, room[1])
-        drawn = draw(logits, ledger.advance(end), rules, room=room)
+        drawn = draw(logits, ledger.advance(end), self._present_rules(), room=self._room(end))
         ledger.record(end, drawn.tokens, drawn.logprobs)
         if drawn.kept is not None:
             self._note_kept(drawn, range(end))

@@ -188,8 +188,9 @@ class DecodePlan:
         if layer.qk_spread is not None:
             norm = self.qk_norm.view(rows, -1)
             self.add(part, torch.linalg.vector_norm, self.qk, dim=-1, keepdim=True, out=self.qk_norm)
-            self.add(part, torch.hypot, norm, layer.qk_floor, out=norm)
-            self.add(part, norm.reciprocal_)
+            # 1 / hypot(norm, floor), of which hypot alone is slower
+            self.add(part, torch.addcmul, layer.qk_floor.square(), norm, norm, out=norm)
+            self.add(part, norm.rsqrt_)
             # a product with one entry in each column spreads a factor for each head over its dimensions, gain included
             self.add(part, torch.mm, norm, layer.qk_spread, out=self.qk_factor)
             self.add(part, by_row.mul_, self.qk_factor)
