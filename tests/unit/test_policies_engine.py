@@ -430,10 +430,50 @@ def test_prefixes_follow_their_slots() -> None:
         prefixes.add(slot, text, (5, 3), warm=slot != 2)
     prefixes.exchange([(0, 3)])
     found = {slot: prefixes.longest(np.append(text, 99).astype(np.int32)) for slot, text in texts.items()}
-    assert [found[slot][0].slot for slot in range(4)] == [3, 1, 2, 0]
+    assert [[held.slot for held in found[slot][0]] for slot in range(4)] == [[3], [1], [2], [0]]
     assert [length for _, length in found.values()] == [5] * 4
     assert list(prefixes.warm_slots()) == [3, 1, 0]
     prefixes.drop(1)
-    assert found[1][0].slot == -1
-    assert prefixes.longest(np.append(texts[1], 99).astype(np.int32)) is None
+    assert found[1][0][0].slot == -1
+    assert prefixes.longest(np.append(texts[1], 99).astype(np.int32)) == ([], 0)
     assert prefixes.longest(texts[0])[1] == 3
+
+
+def test_equal_texts_are_all_found_and_spare_but_for_the_last() -> None:
+    prefixes = Prefixes()
+    text, more = np.arange(5, dtype=np.int32), np.arange(6, dtype=np.int32)
+    for slot in (4, 1, 3):
+        prefixes.add(slot, text, (5, 2), warm=True)
+    prefixes.add(0, np.array([0, 1, 9], np.int32), (3, 2), warm=True)
+    held, length = prefixes.longest(more)
+    assert ([one.slot for one in held], length) == ([3, 1, 4], 5)
+    assert [slot for slot in range(6) if prefixes.is_spare(slot)] == [1, 2, 3, 4, 5]
+    prefixes.drop(3)
+    prefixes.drop(1)
+    assert not prefixes.is_spare(4)
+    prefixes.drop(4)
+    assert [one.slot for one in prefixes.longest(more)[0]] == [0]
+    assert not prefixes.is_spare(0)
+
+
+def test_members_that_said_the_same_go_on_in_their_own_slots(model) -> None:
+    """Four members of a group say the same and hear the same: one prefill, and only what is new is copied."""
+    sampler = sampler_of(model)
+    said = sampler.sample_now([ask(random_ids(9, 1), 5)] * 4)
+    assert all(sample.token_ids == said[0].token_ids for sample in said)
+    heard = array("i", [*random_ids(9, 1), *said[0].token_ids, *random_ids(6, 2)])
+    copied, copy = [], SlotStore.copy
+    before = sampler.counts.prefilled_tokens
+    with pytest.MonkeyPatch.context() as patch:
+
+        def noted(store, source, target, columns, *, first=0):
+            copied.extend([(len(source), columns - first)] if source else [])
+            copy(store, source, target, columns, first=first)
+
+        patch.setattr(SlotStore, "copy", noted)
+        found = sampler.sample_now([ask(heard, seed) for seed in range(4)])
+    # the last token drawn has not been through the model yet
+    assert sampler.counts.prefilled_tokens - before == 7
+    assert copied == [(3, 7)]
+    for seed, sample in enumerate(found):
+        assert same(sample, alone(model, ask(heard, seed)))

@@ -302,11 +302,16 @@ class Engine:
             most = max(unit.held_tokens for unit in copies)
             self.store.copy([unit.source for unit in copies], [unit.slots[0] for unit in copies], most)
         logits = self._prefill(units)
-        shared = [(unit.slots[0], slot) for unit in units for slot in unit.slots[1:]]
-        if shared:
-            width = max(len(unit.prompt) for unit in units if len(unit.slots) > 1)
-            self.store.copy([a for a, _ in shared], [b for _, b in shared], width)
+        self._share([(unit, slot) for unit in units for slot in unit.slots[1 : len(unit.taken)]], held=True)
+        self._share([(unit, slot) for unit in units for slot in unit.slots[max(1, len(unit.taken)) :]], held=False)
         self._start(units, logits)
+
+    def _share(self, places: Sequence[tuple[Unit[Row], int]], *, held: bool) -> None:
+        """Give other slots of units what stands in their first.  held: these hold what the unit began with."""
+        if places:
+            first = min(unit.held_tokens for unit, _ in places) if held else 0
+            end = max(len(unit.prompt) for unit, _ in places)
+            self.store.copy([unit.slots[0] for unit, _ in places], [slot for _, slot in places], end, first=first)
 
     def _prefill(self, units: list[Unit[Row]]) -> torch.Tensor:
         """Logits [U, V] after each prompt."""
@@ -395,9 +400,16 @@ class Engine:
         empty = [slot for slot in range(live) if slot not in self.rows]
         movers = sorted(slot for slot in self.rows if slot >= live)
         if movers:
-            held = max(len(self.prefixes.held_ids(slot)) for slot in empty)
-            used = max(self._longest + self._step + 1, held)
-            self.store.swap(empty, movers, min(used, self.store.columns))
+            kept = []
+            for slot, mover in zip(empty, movers, strict=True):
+                # a text that another slot holds too is not worth moving out of the way
+                if self.prefixes.is_spare(slot):
+                    self.prefixes.drop(slot)
+                else:
+                    kept.append((slot, mover))
+            held = max((len(self.prefixes.held_ids(slot)) for slot, _ in kept), default=0)
+            used = min(max(self._longest + self._step + 1, held), self.store.columns)
+            self.store.copy([*movers, *(slot for slot, _ in kept)], [*empty, *(mover for _, mover in kept)], used)
             self.prefixes.exchange(list(zip(empty, movers, strict=True)))
             self.ledger.move(movers, empty)
             for target, source in zip(empty, movers, strict=True):

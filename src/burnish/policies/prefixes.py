@@ -36,7 +36,7 @@ class Prefixes:
     """Finds the longest held beginning of a prompt.  Warm slots are listed oldest first.
 
     A beginning is found by a polynomial hash of its ids modulo 2**64, of which one pass over a prompt gives all, and
-    then compared id by id.
+    then compared id by id.  Several slots may hold the same text: members of a group that said the same.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Prefixes:
         self._warm: OrderedDict[Held, None] = OrderedDict()
         self._added = 0
         self._next_free = 0
-        self._by_hash: dict[int, tuple[Held, int]] = {}
+        self._by_hash: dict[int, dict[Held, int]] = {}
         self._lengths: Counter[int] = Counter()
         self._powers = np.ones(1, np.uint64)
 
@@ -59,6 +59,11 @@ class Prefixes:
     def at(self, slot: int) -> Held | None:
         """What the slot holds, if it can be found."""
         return self._by_slot.get(slot)
+
+    def is_spare(self, slot: int) -> bool:
+        """Whether all by which the slot's text can be found is found in other slots too; also where it holds none."""
+        held = self._by_slot.get(slot)
+        return held is None or all(len(self._by_hash[value]) > 1 for value, _ in held.marks)
 
     def held_ids(self, slot: int) -> npt.NDArray[np.int32]:
         """The ids that the slot holds, none where it holds nothing."""
@@ -103,7 +108,7 @@ class Prefixes:
         if warm:
             self._warm[held] = None
         for value, length in marks:
-            self._by_hash[value] = (held, length)
+            self._by_hash.setdefault(value, {})[held] = length
             self._lengths[length] += 1
 
     def drop(self, slot: int) -> None:
@@ -118,7 +123,9 @@ class Prefixes:
             self._lengths[length] -= 1
             if not self._lengths[length]:
                 del self._lengths[length]
-            if self._by_hash.get(value, (None, 0))[0] is held:
+            holders = self._by_hash[value]
+            del holders[held]
+            if not holders:
                 del self._by_hash[value]
 
     def move(self, pairs: Sequence[tuple[int, int]]) -> None:
@@ -135,17 +142,23 @@ class Prefixes:
         """The texts of disjoint slots change places, pair by pair."""
         self.move([pair for left, right in pairs for pair in ((left, right), (right, left))])
 
-    def longest(self, prompt: npt.NDArray[np.int32]) -> tuple[Held, int] | None:
-        """What holds the longest beginning that the prompt (int32 [T]) strictly extends, and how long this is."""
+    def longest(self, prompt: npt.NDArray[np.int32]) -> tuple[list[Held], int]:
+        """All that hold the longest beginning that the prompt (int32 [T]) strictly extends, newest first, and how long
+        this is; nothing and 0 where none is held."""
         lengths = sorted((length for length in self._lengths if length < len(prompt)), reverse=True)
         if not lengths:
-            return None
+            return [], 0
         values = self._hashes(prompt[: lengths[0]])
         for length in lengths:
-            held, found = self._by_hash.get(int(values[length - 1]), (None, 0))
-            if held is not None and found == length and np.array_equal(held.ids[:length], prompt[:length]):
-                return held, length
-        return None
+            holders = self._by_hash.get(int(values[length - 1]), {})
+            found = [
+                held
+                for held, marked in reversed(holders.items())
+                if marked == length and np.array_equal(held.ids[:length], prompt[:length])
+            ]
+            if found:
+                return found, length
+        return [], 0
 
     def _hashes(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.uint64]:
         """The hash of every beginning of `ids`, the empty one left out."""

@@ -86,11 +86,11 @@ class SlotStore:
             self.keys[index] = self.values[index] = None
         self._replace(range(len(self.keys)))
 
-    def copy(self, source: Sequence[int], target: Sequence[int], columns: int) -> None:
-        """Copy the first `columns` columns of some slots to as many others."""
+    def copy(self, source: Sequence[int], target: Sequence[int], columns: int, *, first: int = 0) -> None:
+        """Copy the columns [first, columns) of some slots to as many others, all at once."""
         if source:
             left, right = self._index(source), self._index(target)
-            for part in self._written(columns):
+            for part in self._written(first, columns):
                 part.index_copy_(0, right, part.index_select(0, left))
 
     def swap(self, left: Sequence[int], right: Sequence[int], columns: int) -> None:
@@ -100,12 +100,12 @@ class SlotStore:
     def _index(self, slots: Sequence[int]) -> Tensor:
         return torch.tensor(list(slots), dtype=torch.long, device=self.device)
 
-    def _written(self, columns: int) -> list[Tensor]:
-        """The first columns of every buffer, as they lie in memory: copying a transposed view takes twice as long."""
-        across = slice(columns) if self.keys_across else slice(None)
-        down = slice(None) if self.keys_across else slice(columns)
+    def _written(self, first: int, end: int) -> list[Tensor]:
+        """Some columns of every buffer, as they lie in memory: copying a transposed view takes twice as long."""
+        across = slice(first, end) if self.keys_across else slice(None)
+        down = slice(None) if self.keys_across else slice(first, end)
         keys = [buffer[:, :, down, across] for buffer in self.keys if buffer is not None]
-        return keys + [buffer[:, :, :columns] for buffer in self.values if buffer is not None]
+        return keys + [buffer[:, :, first:end] for buffer in self.values if buffer is not None]
 
     def _replace(self, layers: Sequence[int]) -> None:
         """New buffers for some layers, side by side in one block, with what was written before."""
