@@ -159,9 +159,11 @@ class LeanForward:
             x.add_(added if norm is None else apply_norm(added, norm))
 
     def _prefill_mask(self, ragged: Ragged, window: int | None) -> Tensor:
-        """Additive [U, 1, group * width, columns]."""
+        """Additive: [U, width, 1, columns] for products, [U, 1, group * width, columns] for fused attention."""
         positions_UQ = ragged.starts_U[:, None] + torch.arange(ragged.width, device=self.device)
         mask = additive(ragged.hidden(positions_UQ, window=window), self.packed.dtype)
+        if not self.fused:
+            return mask[:, :, None]
         group = self.decoder.heads // self.decoder.kv_heads
         return mask[:, None, None].expand(-1, 1, group, -1, -1).flatten(2, 3)
 
@@ -194,19 +196,33 @@ class LeanForward:
 
     def _attend(self, store: SlotStore, index: int, ragged: Ragged, q_N: Tensor, mask: Tensor) -> Tensor:
         """Attention of new tokens over everything their rows hold; [N, heads * head_dim]."""
-        decoder = self.decoder
         keys, values = store.layer(index)
-        keys = keys.transpose(2, 3) if store.keys_across else keys
-        keys = keys[:, :, : ragged.columns].index_select(0, ragged.slots_U)
+        keys = keys[..., : ragged.columns] if store.keys_across else keys[:, :, : ragged.columns]
+        keys = keys.index_select(0, ragged.slots_U)
         values = values[:, :, : ragged.columns].index_select(0, ragged.slots_U)
-        units, width, group = len(ragged.slots_U), ragged.width, decoder.heads // decoder.kv_heads
+        units, width, heads, kv_heads = len(ragged.slots_U), ragged.width, self.decoder.heads, self.decoder.kv_heads
         # zeroed: what stands in for missing tokens must be finite
-        q = self.room("q", q_N.dtype, (units, width, decoder.heads, decoder.head_dim)).zero_()
-        q[ragged.unit_N, ragged.offset_N] = q_N
-        q = q.view(units, width, decoder.kv_heads, group, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=1.0)
-        mixed = mixed.view(units, decoder.kv_heads, group, width, -1).permute(0, 3, 1, 2, 4)
-        return mixed[ragged.unit_N, ragged.offset_N].flatten(1)
+        q = self.room("q", q_N.dtype, (units * width, heads * self.decoder.head_dim)).zero_()
+        q.index_copy_(0, ragged.padded_N, q_N.flatten(1))
+        q = q.view(units, width, kv_heads, heads // kv_heads, -1)
+        mixed = (self._fused if self.fused else self._multiplied)(q, keys, values, mask)
+        return mixed.reshape(units * width, -1).index_select(0, ragged.padded_N)
+
+    def _fused(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """[U, width, kv_heads, group, head_dim]; keys and values [U, kv_heads, columns, head_dim]."""
+        rows = q.permute(0, 2, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(rows.flatten(2, 3), keys, values, attn_mask=mask, scale=1.0)
+        return mixed.view(rows.shape).permute(0, 3, 1, 2, 4)
+
+    def _multiplied(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """The same by two batched products; keys [U, kv_heads, head_dim, columns]."""
+        rows = q.permute(0, 2, 1, 3, 4)
+        shape = (len(q) * q.shape[2], q.shape[1] * q.shape[3], keys.shape[-1])
+        scores = self.room("scores", q.dtype, shape)
+        torch.bmm(rows.flatten(2, 3).flatten(0, 1), keys.flatten(0, 1), out=scores)
+        scores.view(*rows.shape[:-1], -1).add_(mask[:, None])
+        torch.softmax(scores, -1, out=scores)
+        return torch.bmm(scores, values.flatten(0, 1)).view(rows.shape).permute(0, 2, 1, 3, 4)
 
 
 def _write(store: SlotStore, index: int, where: tuple[Tensor, Tensor], k_N: Tensor, v_N: Tensor) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 class Ragged:
     """Where N new tokens of U rows go; each tensor is int64 on `device`.
 
-    unit_N, offset_N: the row among the U and the place among its new tokens.  slots_N, positions_N: slot and column.
+    unit_N, offset_N: the row among the U and the place among its new tokens.  padded_N: the place where rows of `width`
+    tokens stand one after another.  slots_N, positions_N: slot and column.
     slots_U, starts_U, lengths_U: of the rows; last_U: index of each row's last token among the N.
     width: new tokens of the longest; columns: columns that the longest row fills afterwards.
 
@@ -25,11 +26,12 @@ class Ragged:
         ends = np.cumsum(lengths)
         offsets = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
         positions = np.repeat(starts, lengths) + offsets
-        by_token = [np.repeat(np.arange(len(slots)), lengths), offsets, np.repeat(slots, lengths), positions]
-        by_row = [np.asarray(slots), np.asarray(starts), np.asarray(lengths), ends - 1]
-        self.unit_N, self.offset_N, self.slots_N, self.positions_N = _tensor(by_token, device)
-        self.slots_U, self.starts_U, self.lengths_U, self.last_U = _tensor(by_row, device)
         self.width = max(lengths)
+        units = np.repeat(np.arange(len(slots)), lengths)
+        by_token = [units, offsets, units * self.width + offsets, np.repeat(slots, lengths), positions]
+        by_row = [np.asarray(slots), np.asarray(starts), np.asarray(lengths), ends - 1]
+        self.unit_N, self.offset_N, self.padded_N, self.slots_N, self.positions_N = _tensor(by_token, device)
+        self.slots_U, self.starts_U, self.lengths_U, self.last_U = _tensor(by_row, device)
         self.columns = int(positions.max()) + 1
 
     def hidden(self, positions_UQ: Tensor, *, window: int | None = None, chunk: int | None = None) -> Tensor:
