@@ -144,8 +144,16 @@ def accounting_problems(folder: Path) -> list[str]:
 
 def workers_of(pid: int) -> list[psutil.Process]:
     """The worker processes of a main process; neither its helpers nor the hosts of environments."""
-    others = ("resource_tracker", "sys.path[:] = json.loads")
-    return [one for one in descendants(pid) if not any(other in " ".join(one.cmdline()) for other in others)]
+    helpers = ("resource_tracker", "sys.path[:] = json.loads")
+    server = "multiprocessing.forkserver"
+    found = []
+    for one in descendants(pid):
+        words = " ".join(one.cmdline())
+        # What the fork server has forked goes by its name.
+        is_server = server in words and one.ppid() == pid
+        if not is_server and not any(helper in words for helper in helpers):
+            found.append(one)
+    return found
 
 
 def descendants(pid: int) -> list[psutil.Process]:
