@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from burnish.loop.config import Recipe
 
 PRELOADED = "burnish.loop.preload"
 UNREAD = frozenset({"PYTEST_CURRENT_TEST", "TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR", "COLUMNS", "LINES"})
@@ -70,6 +73,16 @@ def start() -> bool:
         with _interrupts_held(), _path_for_imports():
             forkserver.ensure_running()
         return True
+
+
+def start_early(recipe: Recipe) -> None:
+    """Start the server beside what comes before the workers, the imports of this process to begin with, where it is
+    known without them that the recipe will have workers: not of a model that may go to a GPU."""
+    run, model = recipe.run, recipe.model
+    alone = run.in_process or run.workers == 1 or bool(recipe.sampler.url)
+    on_cpu = model.device == "cpu" or (model.device == "auto" and not model.path)
+    if on_cpu and not alone:
+        start()
 
 
 def start_process(target: Callable[..., None], args: tuple[Any, ...], name: str) -> BaseProcess:
