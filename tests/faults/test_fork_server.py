@@ -112,7 +112,7 @@ def test_one_server_has_imported_for_all(program: Program) -> None:
     assert [one["environment"] for one in found] == [told | {"OMP_NUM_THREADS": "1"}] * 3
     assert {one["sigterm_is_default"] for one in found} == {True}
     assert len({len(one["pipes"]) for one in found}) == 1, "no pipe of a sibling"
-    assert {one["path"] for one in found} == {str(SUPPORT)}
+    assert {one["path"] for one in found} == {one["path_of_parent"] for one in found} == {str(SUPPORT)}
     assert {one["exit"] for one in found} == {0}
 
 

@@ -36,6 +36,7 @@ def look(names: list[str]) -> Any:
         "pipes": [fd for fd in os.listdir("/proc/self/fd") if _target(fd).startswith(("pipe:", "socket:"))],
         "folder": os.getcwd(),
         "path": sys.path[0],
+        "path_of_parent": server.environ().get("PYTHONPATH", "").split(os.pathsep)[0],
     }
     raise ConfigError(json.dumps(found))
 
