@@ -82,7 +82,9 @@ def start_early(recipe: Recipe) -> None:
     alone = run.in_process or run.workers == 1 or bool(recipe.sampler.url)
     on_cpu = model.device == "cpu" or (model.device == "auto" and not model.path)
     if on_cpu and not alone:
-        start()
+        # Whoever needs a worker later says what is wrong.
+        with contextlib.suppress(OSError):
+            start()
 
 
 def start_process(target: Callable[..., None], args: tuple[Any, ...], name: str) -> BaseProcess:
