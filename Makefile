@@ -19,7 +19,9 @@ setup: $(VENV)/.train
 demo: $(VENV)/.train
 	$(BIN)/burnish demo
 
-# One process more than there are cores, since some tests wait; at most four, for memory.
+# One process more than there are cores, since some tests wait; at most four, for memory.  Bytecode is kept, whatever
+# the environment says: hundreds of processes import the same, and asserts are rewritten once.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(min(4, 1 + os.cpu_count()))') --dist worksteal --durations 10
 

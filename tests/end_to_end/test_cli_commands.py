@@ -16,7 +16,7 @@ import pytest
 from letter_runs import BASE, LETTERS, run_letters
 from rich.console import Console
 
-from burnish.cli import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, commands, main
+from burnish.cli import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, commands, evaluating, main
 from burnish.store.reader import RunReader
 from burnish.store.rows import RunState
 
@@ -29,6 +29,7 @@ def burnish(monkeypatch, capsys) -> Burnish:
     """Run a command; its exit code, and what it printed to both streams."""
     monkeypatch.setattr(commands, "console", Console(width=80))
     monkeypatch.setattr(commands, "errors", Console(width=80, stderr=True))
+    monkeypatch.setattr(evaluating, "console", Console(width=80))
 
     def _burnish(*words: object) -> Outcome:
         try:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from eyes_env import Eyes, picture
+from rich.console import Console
 
-from burnish.cli import main
+from burnish.cli import evaluating, main
 from burnish.core.images import SHELF
 from burnish.core.message import Message, TextPart
 from burnish.core.sampling import Renderer, Sample, SampleRequest, SamplingParams
@@ -86,7 +87,7 @@ def test_a_run_learns_to_see_and_passes_its_own_checks(run: Path) -> None:
 def test_the_doctor_takes_the_pixels_from_a_policy_that_is_named(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(evaluating, "console", Console(width=200))
     words = ["doctor", str(EYES), "--tasks", "40", "closer=false"]
     main([*words, "--policy", str(run)])
     told = next(line for line in capsys.readouterr().out.splitlines() if "image ablation" in line)

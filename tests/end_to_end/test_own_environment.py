@@ -14,7 +14,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "warehouse.py"
 SETTINGS = (
     *("run.seed=0", "run.workers=2", "evaluation.every=0", "evaluation.tasks=200", "evaluation.before=true"),
     *("warm_start.steps=150", "warm_start.traces=1500", "warm_start.mistakes.same_shelf=0.6"),
-    *("rl.steps=25", "rl.groups=24", "limits.max_turns=4", "limits.max_turn_tokens=24"),
+    *("rl.steps=16", "rl.groups=24", "limits.max_turns=4", "limits.max_turn_tokens=24"),
 )
 
 

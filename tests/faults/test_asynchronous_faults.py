@@ -12,6 +12,7 @@ from nursery import Nursery
 from tiny_runs import (
     GROUP_SIZE,
     GROUPS,
+    HOSTED,
     RL_STEPS,
     SUPPORT,
     asynchronous_problems,
@@ -60,7 +61,7 @@ def test_episodes_of_killed_workers_run_again_and_are_counted_once(nursery: Nurs
 @pytest.mark.slow
 def test_a_killed_main_process_goes_on_without_training_anything_twice(nursery: Nursery, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    attempt = nursery.attempt(folder, tiny_recipe(*ASYNC, "run.in_process=false").model_dump_json())
+    attempt = nursery.attempt(folder, tiny_recipe(*ASYNC, "run.in_process=false", HOSTED).model_dump_json())
     for moment in ("rl 2 ", "rl 3 ", "rl 5 "):
         assert attempt.wait_for(moment), attempt.lines[-3:]
         everyone = descendants(attempt.pid)

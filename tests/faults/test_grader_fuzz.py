@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from burnish.testing.grader import HOSTILE_ANSWERS, answered
 
 EXAMPLES = int(os.environ.get("GRADER_FUZZ_EXAMPLES", "40"))
 LIMIT_S = 3.0
+SHORT_LIMIT_S = 1.0
+"""For answers whose judging would never end: they run into any limit, once more in a fresh process."""
+
 ALLOWED = [HealthCheck.function_scoped_fixture]
 CANARY = "/tmp/burnish-grader-canary"
 
@@ -113,6 +117,10 @@ OWN_HOSTILE: dict[str, tuple[str, ...]] = {
 }
 
 
+ENDLESS = ("$9^", "$\\int", "$\\sum", "$1000000!", "[[[[", "((((", '{"a": "bbbb')
+"""What such answers begin with."""
+
+
 @pytest.fixture(scope="module")
 def graders() -> Iterator[dict[str, Any]]:
     made: dict[str, Any] = {
@@ -129,6 +137,8 @@ def graders() -> Iterator[dict[str, Any]]:
     }
     for name, grader in made.items():  # The workers have started before anything is timed.
         assert judged(grader, *CASES[name])[0].score == 1.0, name
+    for name in ("math", "json_schema"):
+        made[f"{name} short"] = replace(made[name], timeout_s=SHORT_LIMIT_S)
     yield made
     for grader in made.values():
         if hasattr(grader, "close"):
@@ -157,8 +167,9 @@ def test_hostile_answers_are_judged_in_time_and_gain_nothing(name: str, graders:
     reference, right = CASES[name]
     for answer in (*HOSTILE_ANSWERS, *OWN_HOSTILE.get(name, ())):
         started_s = time.perf_counter()
+        grader = graders.get(f"{name} short", graders[name]) if answer.startswith(ENDLESS) else graders[name]
         # One call alone: the failure is arbitrated against the right answer, in a fresh process.
-        grade = judged(graders[name], reference, answer, right)[0]
+        grade = judged(grader, reference, answer, right)[0]
         took_s = time.perf_counter() - started_s
         check(name, grade, answer)
         assert grade.score is not None
@@ -280,9 +291,9 @@ def test_the_checks_notice_an_escape_and_an_execution() -> None:
 def test_a_grader_that_hangs_is_the_models_fault_only_where_another_answer_passes(graders: dict[str, Any]) -> None:
     reference, right = CASES["json_schema"]
     hangs = OWN_HOSTILE["json_schema"][0]
-    proven = judged(graders["json_schema"], reference, hangs, right)[0]
+    proven = judged(graders["json_schema short"], reference, hangs, right)[0]
     assert (proven.score, proven.cause) == (0.0, "model:grader_timeout")
     assert proven.evidence["arbitrated"] == "repeated"
-    unproven = judged(graders["json_schema"], reference, hangs)[0]
+    unproven = judged(graders["json_schema short"], reference, hangs)[0]
     assert (unproven.score, unproven.cause) == (None, "grader_timeout"), "failed is not zero without a proof"
     assert math.isfinite(unproven.cost_s)

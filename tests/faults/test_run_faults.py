@@ -21,6 +21,7 @@ import torch
 from nursery import Nursery
 from tiny_runs import (
     FAULTY,
+    HOSTED,
     SLEEPY,
     accounting_problems,
     command_words,
@@ -103,7 +104,7 @@ def test_killed_workers_are_replaced_and_the_run_is_the_same_to_the_bit(
     nursery: Nursery, tmp_path: Path, reference: dict[str, Any]
 ) -> None:
     folder = tmp_path / "run"
-    attempt = nursery.attempt(folder, tiny_recipe("run.in_process=false").model_dump_json())
+    attempt = nursery.attempt(folder, tiny_recipe("run.in_process=false", HOSTED).model_dump_json())
     for moment, victim in (("sft 9 ", 0), ("rl 3 ", 1)):
         assert attempt.wait_for(moment), attempt.lines[-3:]
         time.sleep(0.03)
@@ -121,7 +122,7 @@ def test_workers_that_die_again_and_again_stop_the_run_which_goes_on_from_there(
     nursery: Nursery, tmp_path: Path, reference: dict[str, Any]
 ) -> None:
     folder = tmp_path / "run"
-    attempt = nursery.attempt(folder, tiny_recipe("run.in_process=false").model_dump_json())
+    attempt = nursery.attempt(folder, tiny_recipe("run.in_process=false", HOSTED).model_dump_json())
     assert attempt.wait_for("sft 9 ")
     everyone: list[Any] = []
 
@@ -153,7 +154,7 @@ def test_ctrl_c_while_workers_start_is_a_clean_stop(
     nursery: Nursery, tmp_path: Path, reference: dict[str, Any]
 ) -> None:
     """The real command with spawned workers; the signal reaches the whole process group, as a terminal sends it."""
-    words = command_words("run.in_process=false", f"run.root={tmp_path}", "run.name=ours")
+    words = command_words("run.in_process=false", HOSTED, f"run.root={tmp_path}", "run.name=ours")
     words = [word for word in words if not word.startswith("environment.name=")]
     code = "import sys; from burnish.cli import main; sys.exit(main())"
     process = subprocess.Popen(

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import GROUP_SIZE, GROUPS, RL_STEPS, StopAt, asynchronous_problems, resume_run, start_run, tiny_recipe
+from tiny_runs import (
+    GROUP_SIZE,
+    GROUPS,
+    HOSTED,
+    RL_STEPS,
+    StopAt,
+    asynchronous_problems,
+    resume_run,
+    start_run,
+    tiny_recipe,
+)
 
 from burnish.core.errors import RunStopped
 from burnish.store.reader import RunReader
@@ -30,13 +40,15 @@ def synchronous(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("where", ["run.in_process=true", "run.in_process=false"])
+@pytest.mark.parametrize("where", [("run.in_process=true",), ("run.in_process=false", HOSTED)], ids=["one", "workers"])
 @pytest.mark.parametrize("weights", ["in_flight", "episode"])
 def test_at_staleness_zero_groups_are_those_of_the_synchronous_run(
-    synchronous: Path, tmp_path: Path, where: str, weights: str
+    synchronous: Path, tmp_path: Path, where: tuple[str, ...], weights: str
 ) -> None:
     folder = tmp_path / "run"
-    start_run(tiny_recipe("rl.steps=2", *ASYNC, "rollout.max_staleness=0", f"rollout.weights={weights}", where), folder)
+    start_run(
+        tiny_recipe("rl.steps=2", *ASYNC, "rollout.max_staleness=0", f"rollout.weights={weights}", *where), folder
+    )
     for one, other in zip(rows(synchronous, 1), rows(folder, 1), strict=True):
         assert one.trajectory.id == other.trajectory.id
         assert one.trajectory.seed == other.trajectory.seed

@@ -11,6 +11,7 @@ from scripted_control import ScriptedLadder, ScriptedWatch
 from tiny_runs import (
     GROUP_SIZE,
     GROUPS,
+    HOSTED,
     StopAt,
     asynchronous_problems,
     differences,
@@ -91,7 +92,7 @@ def test_what_is_told_twice_stops_the_run(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_worker_processes_see_the_same(tmp_path: Path) -> None:
     start_run(tiny_recipe(*SHORT, *ON), tmp_path / "one")
-    start_run(tiny_recipe(*SHORT, *ON, "run.in_process=false"), tmp_path / "two")
+    start_run(tiny_recipe(*SHORT, *ON, "run.in_process=false", HOSTED), tmp_path / "two")
     assert differences(facts(tmp_path / "one"), facts(tmp_path / "two")) == []
 
 

@@ -15,6 +15,7 @@ import pytest
 from nursery import Nursery
 from tiny_runs import (
     GROUPS,
+    HOSTED,
     RL_STEPS,
     SFT_STEPS,
     SLEEPY,
@@ -63,6 +64,11 @@ def tasks_of(folder: Path, step: int) -> list[str]:
     return [row.trajectory.task_id for row in rows if row.trajectory.sample_index == 0]
 
 
+def test_hosts_of_its_environments_change_nothing(tmp_path: Path, reference: dict[str, Any]) -> None:
+    start_run(tiny_recipe(HOSTED, "environment.hosts=2"), tmp_path / "hosted")
+    assert differences(facts(tmp_path / "hosted"), reference) == []
+
+
 # Where the main process is killed: after this line of its progress, and up to so many seconds later.  A step of RL
 # takes longer than that, since its tools sleep, so that no moment can be passed over.
 MOMENTS = (
@@ -81,7 +87,7 @@ MOMENTS = (
 def test_kills_at_random_moments_change_nothing(nursery: Nursery, tmp_path: Path, reference: dict[str, Any]) -> None:
     """Two worker processes that are killed give the bits of one process that is not."""
     folder = tmp_path / "killed"
-    attempt = nursery.attempt(folder, tiny_recipe("run.in_process=false").model_dump_json())
+    attempt = nursery.attempt(folder, tiny_recipe("run.in_process=false", HOSTED).model_dump_json())
     rng = random.Random(20)
     kills = 0
     for moment, later_s in MOMENTS:

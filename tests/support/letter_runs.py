@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_runs import in_its_place
 
 from burnish.loop.conductor import start_run
 from burnish.loop.config import Recipe
@@ -40,7 +41,7 @@ BASE: dict[str, Any] = {
 
 def letters_recipe(*overrides: str) -> Recipe:
     """The recipe above with `section.key=value` overrides."""
-    return validate(apply_overrides(BASE, overrides), source="test")
+    return validate(apply_overrides(BASE, in_its_place(overrides)), source="test")
 
 
 def run_letters(folder: Path, *overrides: str, watch: Watcher = silent) -> Path:

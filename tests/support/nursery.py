@@ -11,6 +11,7 @@ Without a recipe the run is resumed.  A run that ends early says "error KIND: me
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -130,11 +131,10 @@ FAULTS = {"": lambda: None, "unshared weights": _unshare_weights}
 def _main() -> None:
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401 - what the attempts will need
 
-    from burnish.loop import conductor, workers  # noqa: F401
+    from burnish.loop import conductor, fork_server  # noqa: F401
 
-    # Spawned workers would import everything anew in each attempt; the tests of the command line do spawn.
-    spawn = workers.multiprocessing.get_context
-    workers.multiprocessing.get_context = lambda kind: spawn("fork")  # type: ignore[assignment]
+    # Each attempt would start a server of its own; the tests of the command line and of the server do.
+    fork_server.context = lambda: multiprocessing.get_context("fork")  # type: ignore[assignment]
     _say("ready")
     for line in sys.stdin:
         command = json.loads(line)

@@ -29,6 +29,48 @@ def test_the_package_and_its_help_load_nothing_heavy() -> None:
     assert loaded_by("import pyarrow") >= {"pyarrow"}
 
 
+@pytest.mark.parametrize(
+    ("words", "is_started"),
+    [
+        ((), True),
+        (("run.workers=3",), True),
+        (("model.path=/models/some", "model.device=cpu"), True),
+        (("model.path=/models/some",), False),
+        (("model.device=cuda",), False),
+        (("run.workers=1",), False),
+        (("run.in_process=true",), False),
+        (("sampler.url=http://127.0.0.1:1",), False),
+    ],
+)
+def test_what_forks_workers_is_started_where_a_recipe_has_some(words, is_started: bool, monkeypatch) -> None:
+    from burnish.loop import fork_server
+    from burnish.loop.recipes import load_recipe
+
+    started = []
+    monkeypatch.setattr(fork_server, "start", lambda: started.append(True))
+    fork_server.start_early(load_recipe("demo", list(words)))
+    assert bool(started) is is_started
+
+
+def test_it_is_started_before_anything_heavy_is_loaded() -> None:
+    command = """
+from burnish.cli import main
+from burnish.loop import fork_server
+
+def start():
+    print("STARTED", *[name for name in {heavy!r} if name in sys.modules], "MODULES")
+    sys.exit()
+
+fork_server.start = start
+main(["train", "demo"])
+"""
+    program = "import sys\n" + command.format(heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    loaded = set(done.stdout.rpartition("STARTED")[2].partition("MODULES")[0].split())
+    assert "STARTED" in done.stdout
+    assert not loaded & {"torch", "transformers", "peft", "scipy"}
+
+
 def test_help_is_there_in_a_third_of_a_second() -> None:
     seconds = []
     for _ in range(5):

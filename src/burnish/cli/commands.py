@@ -23,6 +23,7 @@ from rich.text import Text
 from burnish.cli import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE
 from burnish.core.errors import BurnishError, ConfigError, RunStopped
 from burnish.loop.config import Recipe
+from burnish.loop.fork_server import start_early
 from burnish.loop.recipes import all_keys, load_recipe, suggestion
 from burnish.store.runs import find_run, list_runs, prune
 
@@ -74,6 +75,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _train_new(recipe: Recipe, name: str) -> Path:
+    # Imports for the workers, beside those for the conductor that come next.
+    start_early(recipe)
     from burnish.cli.following import run_trackers
     from burnish.cli.server import policy_server
     from burnish.loop.conductor import start_run

@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import contextvars
 import faulthandler
-import fcntl
 import mmap
 import os
 import pickle
 import resource
-import select
 import signal
 import socket
 import sys
@@ -26,6 +24,7 @@ from burnish.core.message import Message
 from burnish.core.task import Task
 from burnish.core.tool import ShownResult, Tool
 from burnish.environments.base import EnvironmentFault
+from burnish.environments.lifeline import tie_life
 from burnish.environments.threads import ThreadWork, thread_work
 from burnish.environments.wire import (
     Channel,
@@ -207,29 +206,12 @@ def _die(why: str = "") -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _die_with_parent(lifeline_fd: int) -> None:
-    """Let the kernel kill this process group when the parent, which holds the other end of the pipe, is gone.
-
-    A Python thread could not: a call that holds the interpreter lock would keep it waiting.  `PR_SET_PDEATHSIG` would
-    kill as soon as the *thread* ends that started this process.
-    """
-    if hasattr(fcntl, "F_SETSIG"):
-        fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, -os.getpgrp())
-        fcntl.fcntl(lifeline_fd, fcntl.F_SETSIG, signal.SIGKILL)
-        flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
-        fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC)
-    poller = select.poll()
-    poller.register(lifeline_fd, select.POLLIN)
-    if poller.poll(0):
-        _die()
-
-
 def main() -> None:
     """`host SOCKET_FD LIFELINE_FD NOTE_FD`: serve one parent; started by `process`, in a session of its own."""
     socket_fd, lifeline_fd, note_fd = (int(text) for text in sys.argv[-3:])
     for fd in (socket_fd, lifeline_fd, note_fd):
         os.set_inheritable(fd, False)
-    _die_with_parent(lifeline_fd)
+    tie_life(lifeline_fd, -os.getpgrp())
     os.lseek(note_fd, NOTE_BYTES, os.SEEK_SET)
     faulthandler.enable(note_fd, all_threads=False)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -24,6 +24,7 @@ from burnish.loop.asynchronous import open_rollouts
 from burnish.loop.canaries import Canaries
 from burnish.loop.config import Recipe
 from burnish.loop.following import check_trackers
+from burnish.loop.fork_server import start_early
 from burnish.loop.go_back import go_back
 from burnish.loop.grading import open_world
 from burnish.loop.heap import settled_heap
@@ -89,6 +90,7 @@ def start_run(
     everything acknowledged stored and the status saying why.
     """
     recipe = resolve_workers(recipe)
+    start_early(recipe)
     torch.set_num_threads(recipe.run.threads)
     world = open_world(recipe)
     check_recipe(recipe, world)
@@ -123,6 +125,7 @@ def resume_run(
             return
         recipe = stored_recipe(folder)
         check_trackers(recipe, trackers)
+        start_early(recipe)
         torch.set_num_threads(recipe.run.threads)
         world = open_world(recipe)
         check_unchanged(folder, world)

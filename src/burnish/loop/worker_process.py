@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import faulthandler
 import inspect
+import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -21,16 +20,17 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import torch
 
 from burnish.core.errors import BurnishError
+from burnish.environments.lifeline import tie_life
 from burnish.loop.heap import settle_heap
 from burnish.loop.shard import Shard
 from burnish.loop.shard_pool import RolledGroup
 from burnish.loop.shared import SharedWeights
 from burnish.training.gradients import GradientBuffer, zero_gradients
 
-PR_SET_PDEATHSIG = 1
 ASK, TELL = "ask", "tell"
 """Commands that are answered, and commands that are not (a failure of theirs is delivered)."""
 
@@ -65,7 +65,7 @@ class WorkerPlace:
     """What a worker shares with the conductor.
 
     beats: float64 by worker, the monotonic clock when it was last seen to move (or had nothing to do).  stacks: the
-    file that its stacks are written to on SIGUSR1.
+    file that its stacks are written to on SIGUSR1.  environment: the variables of the conductor.
     """
 
     index: int
@@ -73,15 +73,12 @@ class WorkerPlace:
     gradients: torch.Tensor
     beats: torch.Tensor
     stacks: Path | None
-    parent: int
+    environment: Mapping[str, str]
 
 
 def worker_main(pipe: Connection, make_shard: Callable[[Any], Shard], setup: Any, place: WorkerPlace) -> None:
     """Build the shard and serve it until the conductor closes the pipe."""
-    _die_with_parent(place.parent)
-    # Ctrl-C reaches the whole foreground group; the conductor decides when workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    _settle_in(place.environment)
     if place.stacks is not None:
         faulthandler.register(signal.SIGUSR1, file=place.stacks.open("w"), all_threads=True)
     try:
@@ -175,8 +172,16 @@ def _failure(error: BaseException) -> Failure:
     return Failure(error=own, text="".join(traceback.format_exception(error))[-MAX_FAILURE_CHARS:])
 
 
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+def _settle_in(environment: Mapping[str, str]) -> None:
+    """Become what a freshly started process would be, whoever has forked this one."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker is started by multiprocessing"
+    tie_life(parent.sentinel, os.getpid())
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ctrl-C reaches the whole foreground group; the conductor decides when workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    # Forked workers would all draw the same; Python's own generator takes care of that itself.
+    np.random.seed()

@@ -12,18 +12,16 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as multiprocessing
 
 from burnish.core.errors import BurnishError, RunStopped
-from burnish.loop import worker_process
+from burnish.loop import fork_server, worker_process
 from burnish.loop.executor import Arrived, Executor, ShardEvent, ShardLost
 from burnish.loop.shard import Shard
 from burnish.loop.shard_pool import GroupOrder, PoolSetting
@@ -117,10 +115,10 @@ class ProcessExecutor(Executor):
                 worker.pipe.send(None)
             worker.pipe.close()
         for worker in self._workers:
-            worker.process.join(timeout=2.0)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+            # Closed already where no other process could be started in its place.
+            with contextlib.suppress(ValueError):
+                worker.process.join(timeout=2.0)
+                _end(worker)
         self._workers = []
 
     def open_pools(self, setting: PoolSetting) -> None:
@@ -224,24 +222,24 @@ class ProcessExecutor(Executor):
     # -- processes -----------------------------------------------------------------------------------------------
 
     def _spawn(self, index: int) -> tuple[Any, Connection]:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
+        ours, theirs = Pipe()
         place = WorkerPlace(
             index=index,
             weights=self._weights,
             gradients=self._gradients,
             beats=self._beats,
             stacks=None if self._logs is None else self._logs / f"worker-{index}.stacks.txt",
-            parent=os.getpid(),
+            environment=dict(os.environ),
         )
-        process = context.Process(
-            target=worker_main,
-            args=(theirs, self._make_shard, self._setup, place),
-            name=f"burnish-shard-{index}",
-            daemon=True,
-        )
-        with _interrupts_held():
-            process.start()
+        name = f"burnish-shard-{index}"
+        try:
+            process = fork_server.start_process(worker_main, (theirs, self._make_shard, self._setup, place), name)
+        except (OSError, EOFError) as error:
+            raise RunStopped(
+                "worker_died",
+                f"{name} could not be started ({type(error).__name__}: {error}), mostly for want of memory: "
+                "`burnish fork` does with fewer run.workers",
+            ) from error
         theirs.close()
         return process, ours
 
@@ -271,9 +269,7 @@ class ProcessExecutor(Executor):
             )
         self.notices.append(f"{reason} and was replaced")
         worker.pipe.close()
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
+        _end(worker)
         self._beats[index] = time.monotonic()
         worker.process, worker.pipe = self._spawn(index)
         worker.lives += 1
@@ -290,6 +286,14 @@ class ProcessExecutor(Executor):
                     if self._readable([index], POLL_S):
                         answer = self._take(index)
                 _raise_failure(answer, index)
+
+
+def _end(worker: _Worker) -> None:
+    if worker.process.is_alive():
+        worker.process.kill()
+        worker.process.join()
+    # Ends it also where it outlived the fork server, which alone knew whether it lives.
+    worker.process.close()
 
 
 def _await_start(worker: _Worker) -> None:
@@ -314,15 +318,3 @@ def _raise_failure(message: Any, worker: int | str) -> None:
 
 def _raised(failure: Failure, worker: int | str) -> BurnishError:
     return failure.error or RunStopped("worker_error", f"worker {worker} failed:\n{failure.text}")
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Processes started in here begin with Ctrl-C held back: it must not end them while they still import."""
-    # Started by the first process otherwise, and it would let go of the signal.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
