@@ -21,7 +21,18 @@ READING_WORDS = frozenset(
     )
 )
 """Words that begin the names of tools which change nothing, where nobody says which tools write."""
-_READING_LAST = frozenset(("search", "query", "lookup", "get", "find"))
+_READING_LAST = READING_WORDS - frozenset(("plan", "note", "count", "reason", "check", "respond")) | frozenset(
+    re.findall(r"\w+", "status availability available usage history info information details metrics rate rates outages")
+)
+"""Words that end the names of tools which change nothing, where no word says that they do."""
+_WRITING_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "create add update set change modify edit delete remove cancel book rebook send write post put move rename "
+        "reset grant revoke wipe pay transfer refund return exchange save submit upload open close start stop restart "
+        "scale resolve swap order renew place issue assign suspend make register schedule reserve run exec execute",
+    )
+)
 _HANDS_OVER = ("transfer_to_human", "transfertohuman")
 _NAME_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _OBSERVERS = re.compile(r"surfer|terminal|browser|executor|retriever|crawler|scraper|(?<!re)search|interpreter", re.I)
@@ -117,14 +128,16 @@ def name_words(name: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _reads(name: str) -> bool:
-    """Whether the name of a tool begins with a word of `READING_WORDS` or ends with "search" and the like; what
-    stands before its last dot is where it comes from.
+    """Whether the name of a tool begins with a word of `READING_WORDS`, after the name of what it belongs to too, or
+    ends with one of these and holds no word of writing; what stands before its last dot is where it comes from.
 
-    >>> _reads("listFiles"), _reads("calendar.search"), _reads("web_search"), _reads("checkout_cart")
-    (True, True, True, False)
+    >>> _reads("listFiles"), _reads("web_search"), _reads("ward-list"), _reads("ward_get_bed"), _reads("create_list")
+    (True, True, True, True, False)
     """
     words = name_words(name)
-    return bool(words) and (words[0] in READING_WORDS or words[-1] in _READING_LAST)
+    if len(words) < 2 or words[0] in READING_WORDS:
+        return bool(words) and (words[0] in READING_WORDS or words[0] in _READING_LAST)
+    return (words[-1] in _READING_LAST or words[1] in ("get", "find", "list", "search")) and not _WRITING_WORDS.intersection(words)
 
 
 @lru_cache(maxsize=4096)

@@ -12,14 +12,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from burnish.diagnosis.formats.chat import arguments_of, call_of, passed_of, reference_of, tools_of
+from burnish.diagnosis.formats.chat import arguments_of, call_of, passed_of, reference_of, task_of, tools_of
 from burnish.diagnosis.plain import RecordError, listed, mapping, name_of, parse_json, whole, worded
 from burnish.diagnosis.record import Call, Item, Label, Record
 from burnish.diagnosis.taxonomy import category_of, fault_of
 
 _TOOLS = {"tool", "function", "observation", "environment", "ipython", "computer_terminal", "computerterminal"}
 _USERS = {"user", "human", "customer"}
-_SYSTEMS = {"system", "developer"}
+_SYSTEMS = {"system", "developer", "grader", "autograder", "scorer", "harness", "runner"}
+"""Who sets the rules, runs or grades: none of them takes part."""
+_RESULT = re.compile(r"\((?:tool |function )?(?:result|output|observation|response)s?\)\s*$", re.I)
+"""After the name of a member: what follows is not their word but what came of their call."""
+_NAMES = ("name", "tool", "tool_name", "action", "function")
+_ARGUMENTS = ("arguments", "kwargs", "args", "parameters", "action_input", "input")
+_CALLABLE = re.compile(r"[\w.:/-]{1,80}")
 _ALONE = ("", "assistant", "agent")
 """Speakers of a record without a team; in a team, they are members like the others."""
 _MAX_CALL_TEXT = 200_000
@@ -46,7 +52,7 @@ def read_agentrx(row: Any, position: int) -> Record:
         source="agentrx",
         instruction=instruction,
         tools=tools_of(data.get("tools")),
-        reference=reference_of(data.get("reference")),
+        reference=reference_of(task_of(data)),
         reward=reward,
         passed=passed,
         labels=tuple(labels_of(data)) if "failures" in data else (),
@@ -76,6 +82,8 @@ def _item(part: Mapping[str, Any], index: int, sub: int) -> Item:
         name = name_of(part.get("name")) or name_of(part.get("tool_name"))
         call_id = name_of(part.get("tool_call_id"))
         return Item(index=index, sub=sub, role="tool", text=text, name=name, call_id=call_id)
+    if _RESULT.search(speaker):
+        return Item(index=index, sub=sub, role="tool", text=text, agent=speaker)
     if letters in _USERS or letters in _SYSTEMS:
         return Item(index=index, sub=sub, role="user" if letters in _USERS else "system", text=text)
     calls = [call_of(call) for call in listed(part.get("tool_calls"), "tool_calls")]
@@ -90,7 +98,7 @@ def calls_in_text(text: str) -> tuple[list[Call], str]:
     >>> calls_in_text('{"function": {"name": "f", "arguments": "{}"}}')[0][0].name
     'f'
     """
-    if len(text) > _MAX_CALL_TEXT or not re.search(r'"(?:tool_calls|function|arguments|kwargs)"', text):
+    if len(text) > _MAX_CALL_TEXT or not re.search(r'"(?:tool_calls|function|arguments|kwargs|tool|tool_name|action_input)"', text):
         return [], text
     for start, end in _objects(text):
         try:
@@ -133,9 +141,12 @@ def _calls(value: Any) -> Iterator[Call]:
             yield from _calls(value["tool_calls"])
         elif isinstance(value.get("function"), Mapping) and name_of(value["function"].get("name")):
             yield call_of(value)
-        elif name_of(value.get("name")) and ("arguments" in value or "kwargs" in value):
-            arguments, raw = arguments_of(value.get("arguments", value.get("kwargs")))
-            yield Call(id=name_of(value.get("id")), name=name_of(value["name"]), arguments=arguments, raw=raw)
+        else:
+            name = next((found for key in _NAMES if (found := name_of(value.get(key)))), "")
+            key = next((key for key in _ARGUMENTS if key in value), "")
+            if key and _CALLABLE.fullmatch(name):
+                arguments, raw = arguments_of(value[key])
+                yield Call(id=name_of(value.get("id")), name=name, arguments=arguments, raw=raw)
 
 
 def labels_of(row: Any) -> Iterator[Label]:

@@ -42,6 +42,11 @@ _ROLES = {
     "observation": "tool",
     "ipython": "tool",
     "environment": "tool",
+    "grader": "system",
+    "autograder": "system",
+    "scorer": "system",
+    "harness": "system",
+    "runner": "system",
 }
 
 
@@ -182,6 +187,13 @@ def reference_of(data: Any) -> Reference | None:
     )
 
 
+def task_of(data: Mapping[str, Any]) -> Any:
+    """The hidden task of a record: under `reference`, `info.task` as tau-bench has it, or `task`."""
+    info = data.get("info")
+    inner = info.get("task") if isinstance(info, Mapping) else None
+    return next((found for found in (data.get("reference"), inner, data.get("task")) if isinstance(found, Mapping)), None)
+
+
 def _action(row: Mapping[str, Any]) -> Call:
     arguments, raw = arguments_of(row.get("kwargs", row.get("arguments")))
     return Call(name=name_of(row.get("name")), arguments=arguments, raw=raw)
@@ -209,7 +221,7 @@ def read_chat(row: Any, position: int) -> Record:
         items=items,
         source="chat",
         tools=tools_of(data.get("tools")),
-        reference=reference_of(data.get("reference")),
+        reference=reference_of(task_of(data)),
         reward=reward,
         passed=passed,
         outcome=name_of(data.get("outcome")),
@@ -219,8 +231,6 @@ def read_chat(row: Any, position: int) -> Record:
 def read_tau(row: Any, position: int) -> Record:
     """A tau-bench result: `traj`, `reward`, and the hidden task with gold actions under `info.task`."""
     data = mapping(row, "a record")
-    info = data.get("info")
-    task = info.get("task") if isinstance(info, Mapping) else None
     items = items_of(data.get("traj", data.get("messages")))
     if not items:
         raise RecordError("traj has no messages")
@@ -233,7 +243,7 @@ def read_tau(row: Any, position: int) -> Record:
         items=items,
         source="tau",
         tools=tools_of(data.get("tools")),
-        reference=reference_of(task),
+        reference=reference_of(task_of(data)),
         reward=reward,
         passed=None if reward is None else reward >= 1.0 - 1e-9,
         extra={} if trial is None else {"trial": trial},
