@@ -38,11 +38,16 @@ _NAME_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _OBSERVERS = re.compile(r"surfer|terminal|browser|executor|retriever|crawler|scraper|(?<!re)search|interpreter", re.I)
 """Names of members of a team who report what the world shows, where no tool does."""
 _ERROR = re.compile(
-    r"^\W{0,3}(?:error|exception|traceback|fatal|failed|failure|invalid|unauthori[sz]ed|forbidden|timed? ?out)\b", re.I
+    r"^\W{0,3}(?:(?:error|exception|traceback|fatal|failed|failure|invalid|unauthori[sz]ed|forbidden|timed? ?out|err|"
+    r"\w{0,40}(?:Error|Exception))\b|(?:http[ /\d.]{0,6} )?(?:status )?[45]\d\d (?=[A-Z])|"
+    r"[^\n]{0,60}: (?:[^\n]{0,40}: )?(?:command not found|no such file or directory|permission denied)|usage: )",
+    re.I,
 )
+_FAILED_STATES = frozenset(("error", "failed", "failure", "timeout", "timed_out", "unavailable", "rejected", "refused"))
+_EXIT = re.compile(r"\bexit(?:ed)?(?: with)?(?: status)?(?: code)?\W{0,3}[1-9]\d{0,2}\W*$", re.I)
 _OUTAGE = re.compile(
     r"time[d -]*out|unavailable|connection|connect|\b50[0234]\b|internal server|rate.?limit|temporar|network|outage|"
-    r"not respond|service error|try again later",
+    r"not respond|service error|try again later|unreachable|bad gateway|i/o time",
     re.I,
 )
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]{0,12}(?:\.\d{1,6})?")
@@ -286,7 +291,18 @@ class View:
     def is_report(self, position: int) -> bool:
         """Whether a message shows the world: a tool's result, or the words of a member of a team whose part that is."""
         item = self.items[position]
-        return item.role == "tool" or (item.role == "assistant" and _OBSERVERS.search(speaker(item)) is not None)
+        if item.role != "assistant":
+            return item.role == "tool"
+        member = speaker(item)
+        return bool(member) and _OBSERVERS.search(member) is not None and member not in self._callers()
+
+    def _callers(self) -> frozenset[str]:
+        """Members who call tools: what shows the world there are the results, not their words."""
+        known = self.memo.get("callers")
+        if not isinstance(known, frozenset):
+            known = frozenset(speaker(self.items[call.position]) for call in self.calls)
+            self.memo["callers"] = known
+        return known
 
     @property
     def has_user(self) -> bool:
@@ -351,8 +367,9 @@ def _is_error(item: Item, value: Any) -> bool:
         error = value.get("error", value.get("isError"))
         denied = value.get("success") is False or value.get("ok") is False
         code = value.get("exit_code", value.get("returncode"))
-        return bool(error) or denied or str(value.get("status", "")).lower() == "error" or code not in (None, 0, "0")
-    return _ERROR.match(item.text[:100]) is not None
+        failed = str(value.get("status", "")).lower() in _FAILED_STATES
+        return bool(error) or denied or failed or code not in (None, 0, "0")
+    return _ERROR.match(item.text[:200]) is not None or _EXIT.search(item.text[-60:]) is not None
 
 
 def _value(text: str) -> Any:
