@@ -7,6 +7,7 @@ replaced by themselves.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,6 +18,10 @@ from burnish.diagnosis.record import Call, Reference
 from burnish.diagnosis.view import CallView, View, is_key, leaves
 
 MAX_ACTIONS = 200
+FREE_TEXT_WORDS = 5
+"""From so many words on an argument is free text, of whatever name."""
+_FREE_TEXT = frozenset(("body", "comment", "content", "description", "message", "note", "notes", "subject", "summary"))
+_WITH_DIGIT = re.compile(r"[\w-]*\d[\w-]*")
 
 
 class Kind(StrEnum):
@@ -90,9 +95,11 @@ def difference(view: View, reference: Reference | None, replayer: Replayer | Non
     if reference is None or (reference.actions is None and not reference.outputs):
         return Difference()
     done = [call for call in view.writes if call.result < 0 or not call.is_error][:MAX_ACTIONS]
-    failed = [call for call in view.writes if call.result >= 0 and call.is_error][:MAX_ACTIONS]
+    failed = [call for call in view.writes if call.result >= 0 and call.is_error and not _corrected(view, call)]
+    failed = failed[:MAX_ACTIONS]
     wanted = [a for a in (reference.actions or ())[:MAX_ACTIONS] if view.kinds.is_write(a.name)]
     departures = _departures(done, failed, wanted) if reference.actions is not None else []
+    departures = [d for d in departures if d.kind is not Kind.EXTRA or not _in_passing(view, d.call, wanted)]
     paths: tuple[str, ...] = ()
     if replayer is not None and departures and reference.actions is not None:
         paths = state_paths(
@@ -101,6 +108,23 @@ def difference(view: View, reference: Reference | None, replayer: Replayer | Non
         departures = departures if paths else []
     untold = tuple(text for text in reference.outputs if text.strip() and not _told(view, text))
     return Difference(compared=True, departures=tuple(departures), untold=untold, paths=paths)
+
+
+def _corrected(view: View, call: CallView) -> bool:
+    """Whether a failed call was mended at once: the next one of the tool succeeded, and with other arguments."""
+    later = next((c for c in view.calls if c.position > call.position and c.name == call.name), None)
+    return later is not None and not later.is_error and later.arguments != call.arguments
+
+
+def _in_passing(view: View, call: CallView | None, wanted: Sequence[Call]) -> bool:
+    """Whether an extra call is a step on the way: the rules of the record name its tool and the reference never does.
+
+    References may leave out what changes nothing, and where nobody says which tools write that is a guess.
+    """
+    if call is None or view.kinds.is_told or any(action.name == call.name for action in wanted):
+        return False
+    name = call.name.lower()
+    return any(name in view.lowered[p] for p in view.said("system", call.position))
 
 
 def _told(view: View, text: str) -> bool:
@@ -116,6 +140,8 @@ def _departures(done: list[CallView], failed: list[CallView], wanted: list[Call]
     for action in wanted:
         target = normal(action.arguments or {})
         match = next((c for c in open_done if c.name == action.name and normal(c.arguments) == target), None)
+        if match is None:
+            match = next((c for c in open_done if c.name == action.name and not changes(c.call, action)), None)
         if match is None:
             open_wanted.append(action)
         else:
@@ -203,7 +229,7 @@ def changes(call: Call, wanted: Call) -> tuple[FieldChange, ...]:
     a, b = normal(call.arguments or {}), normal(wanted.arguments or {})
     found = []
     for name in sorted({*a, *b}):
-        if a.get(name) == b.get(name):
+        if a.get(name) == b.get(name) or _says_the_same(name, a.get(name), b.get(name)):
             continue
         given, right = list(leaves(a.get(name))), list(leaves(b.get(name)))
         found.append(
@@ -214,6 +240,19 @@ def changes(call: Call, wanted: Call) -> tuple[FieldChange, ...]:
             )
         )
     return tuple(found)
+
+
+def _says_the_same(name: str, given: Any, wanted: Any) -> bool:
+    """Whether two free texts agree: what one means stands in no two texts alike, so numbers and identifiers count.
+
+    >>> _says_the_same("note", "restarted pump 7, all well", "pump 7 restarted"), _says_the_same("size", "l", "xl")
+    (True, False)
+    """
+    if not isinstance(given, str) or not isinstance(wanted, str) or not given or not wanted:
+        return False
+    if name.lower() not in _FREE_TEXT and min(len(given.split()), len(wanted.split())) < FREE_TEXT_WORDS:
+        return False
+    return set(_WITH_DIGIT.findall(wanted)) <= set(_WITH_DIGIT.findall(given))
 
 
 def state_paths(actual: Any, expected: Any, path: str = "", depth: int = 12) -> tuple[str, ...]:

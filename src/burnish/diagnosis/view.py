@@ -121,6 +121,11 @@ class ToolKinds:
             return False
         return bool(name) and not name.lower().startswith(_HANDS_OVER) and not _reads(name)
 
+    @property
+    def is_told(self) -> bool:
+        """Whether somebody said which tools write; else it is guessed from their names."""
+        return bool(self.writes)
+
 
 def name_words(name: str) -> list[str]:
     """Words of the name of a tool, without what stands before its last dot.
