@@ -22,7 +22,10 @@ READING_WORDS = frozenset(
 )
 """Words that begin the names of tools which change nothing, where nobody says which tools write."""
 _READING_LAST = READING_WORDS - frozenset(("plan", "note", "count", "reason", "check", "respond")) | frozenset(
-    re.findall(r"\w+", "status availability available usage history info information details metrics rate rates outages")
+    (
+        *("status", "availability", "available", "usage", "history", "info", "information", "details", "metrics"),
+        *("rate", "rates", "outages"),
+    )
 )
 """Words that end the names of tools which change nothing, where no word says that they do."""
 _WRITING_WORDS = frozenset(
@@ -147,7 +150,8 @@ def _reads(name: str) -> bool:
     words = name_words(name)
     if len(words) < 2 or words[0] in READING_WORDS:
         return bool(words) and (words[0] in READING_WORDS or words[0] in _READING_LAST)
-    return (words[-1] in _READING_LAST or words[1] in ("get", "find", "list", "search")) and not _WRITING_WORDS.intersection(words)
+    reads = words[-1] in _READING_LAST or words[1] in ("get", "find", "list", "search")
+    return reads and not _WRITING_WORDS.intersection(words)
 
 
 @lru_cache(maxsize=4096)

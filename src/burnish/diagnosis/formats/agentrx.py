@@ -29,6 +29,7 @@ _CALLABLE = re.compile(r"[\w.:/-]{1,80}")
 _ALONE = ("", "assistant", "agent")
 """Speakers of a record without a team; in a team, they are members like the others."""
 _MAX_CALL_TEXT = 200_000
+_OF_CALLS = re.compile(r'"(?:tool_calls|function|arguments|kwargs|tool|tool_name|action_input)"')
 
 
 def read_agentrx(row: Any, position: int) -> Record:
@@ -98,7 +99,7 @@ def calls_in_text(text: str) -> tuple[list[Call], str]:
     >>> calls_in_text('{"function": {"name": "f", "arguments": "{}"}}')[0][0].name
     'f'
     """
-    if len(text) > _MAX_CALL_TEXT or not re.search(r'"(?:tool_calls|function|arguments|kwargs|tool|tool_name|action_input)"', text):
+    if len(text) > _MAX_CALL_TEXT or not _OF_CALLS.search(text):
         return [], text
     for start, end in _objects(text):
         try:

@@ -191,7 +191,8 @@ def task_of(data: Mapping[str, Any]) -> Any:
     """The hidden task of a record: under `reference`, `info.task` as tau-bench has it, or `task`."""
     info = data.get("info")
     inner = info.get("task") if isinstance(info, Mapping) else None
-    return next((found for found in (data.get("reference"), inner, data.get("task")) if isinstance(found, Mapping)), None)
+    given = (data.get("reference"), inner, data.get("task"))
+    return next((found for found in given if isinstance(found, Mapping)), None)
 
 
 def _action(row: Mapping[str, Any]) -> Call:
