@@ -121,7 +121,8 @@ class Program:
         return int(code)
 
     def way(self, change: str) -> list[str]:
-        """How a worker would be started now, after a change of this process, and after it was taken back."""
+        """How a worker would be started after a change of this process since the server began, and once it is undone."""
+        self._way()
         if change == "fork":
             return [self._way_in_a_fork(), self._way()]
         undo = getattr(self, f"_change_{change}")()
