@@ -121,7 +121,7 @@ class Program:
         return int(code)
 
     def way(self, change: str) -> list[str]:
-        """How a worker would be started after a change of this process since the server began, and once it is undone."""
+        """How a worker would be started after a change since the server began, and once it is undone."""
         self._way()
         if change == "fork":
             return [self._way_in_a_fork(), self._way()]
