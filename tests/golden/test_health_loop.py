@@ -81,11 +81,14 @@ def test_every_sampled_token_is_seen_once(tmp_path: Path, setting: str) -> None:
 
 def test_what_is_told_twice_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = shard_step.ShardStep.see_trained
-    monkeypatch.setattr(
-        shard_step.ShardStep,
-        "see_trained",
-        lambda self, keys, samples, record, first: told(self, keys, samples, record, first=True),
-    )
+
+    def forgetful(self, keys, samples, record, *, first):
+        untold = self._untold
+        seen = told(self, keys, samples, record, first=True)
+        self._untold = untold
+        return seen
+
+    monkeypatch.setattr(shard_step.ShardStep, "see_trained", forgetful)
     with pytest.raises(ValueError, match="two streams have the id"):
         start_run(tiny_recipe(*SHORT, *ON, "rl.updates=3"), tmp_path / "run")
 

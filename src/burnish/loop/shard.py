@@ -306,6 +306,7 @@ class Shard:
         self._batch_ids = tuple(trajectory_ids)
         if self._step is not None:
             self._samples |= self._step.without_tails(trajectory_ids, self._samples, self._learner("rl"))
+            self._step.look_ahead(trajectory_ids)
         self._batch = [sample for key in trajectory_ids for sample in self._samples[key]]
         loss = self._learner("rl").loss
         return Share(normaliser=loss.normaliser(self._batch), survey=loss.survey(self._batch))

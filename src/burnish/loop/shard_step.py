@@ -21,7 +21,14 @@ from burnish.health.sums import HealthSums
 from burnish.loop.members import members
 from burnish.loop.step_order import Seen, StepOrder
 from burnish.rollout.samples import training_samples
-from burnish.rollout.streams import ControlTokens, LearnerStreams, action_spans, in_trained_order, token_columns
+from burnish.rollout.streams import (
+    ControlTokens,
+    LearnerStreams,
+    SampledColumns,
+    action_spans,
+    in_trained_order,
+    sampled_columns,
+)
 from burnish.training.learner import Learner
 from burnish.training.token_record import TokenRecord
 
@@ -35,7 +42,7 @@ which costs the same for one token as for a thousand, is done once for all shard
 
 class ShardStep:
     """`step = ShardStep(order, held, control)`, then `make_samples`, `see_untrained`, and for each update
-    `without_tails` before it and `see_trained` after it."""
+    `without_tails` and `look_ahead` before it and `see_trained` after it."""
 
     def __init__(self, order: StepOrder, held: Mapping[str, Trajectory], control: ControlTokens) -> None:
         self.order = order
@@ -43,6 +50,8 @@ class ShardStep:
         self._control = control
         self._masked_tokens = 0
         self._untold: list[str] = []
+        self._ahead: tuple[list[str], SampledColumns] | None = None
+        self._ahead_s = 0.0
 
     def make_samples(self, learner: Learner) -> Samples:
         """The samples of everything that has an advantage, scored where the loss or a tail cap needs that."""
@@ -71,36 +80,48 @@ class ShardStep:
         if any(self._trajectories[key].action_tokens for key in trained):
             self._untold = untrained
             return Seen()
-        return self._seen(untrained, [], None, started_s)
+        if self.order.names is None or not untrained:
+            return Seen()
+        return self._seen(self._sampled(untrained, 0).columns, started_s)
+
+    def look_ahead(self, keys: Sequence[str]) -> None:
+        """Read what the next update trains on, for `see_trained`: now, when its samples were just made, it is in the
+        processor's caches, and after the gradient it has to be fetched again."""
+        started_s = time.process_time()
+        if self.order.names is not None and (self._untold or keys):
+            self._ahead = [*self._untold, *keys], self._sampled([*self._untold, *keys], len(self._untold))
+        self._ahead_s = time.process_time() - started_s
 
     def see_trained(self, keys: Sequence[str], samples: Samples, record: TokenRecord, *, first: bool) -> Seen:
         """What one update trained on, and with the first of a step what is not trained on; `record` holds the samples
         of `keys` one after the other."""
-        started_s = time.process_time()
-        learner = _learner_streams([sample for key in keys for sample in samples[key]], record) if keys else None
-        return self._seen(self._untold if first else [], keys, learner, started_s)
-
-    def _seen(
-        self, untrained: Sequence[str], keys: Sequence[str], learner: LearnerStreams | None, started_s: float
-    ) -> Seen:
-        masked_tokens = self._masked_tokens if keys else 0
-        if self.order.names is None or not (untrained or keys):
+        started_s = time.process_time() - self._ahead_s
+        untold = self._untold if first else []
+        wanted, ahead, masked_tokens = [*untold, *keys], self._ahead, self._masked_tokens if keys else 0
+        self._untold, self._ahead = [], None
+        if self.order.names is None or not wanted:
             return Seen(masked_tokens=masked_tokens)
-        columns = self._columns([*untrained, *keys], learner, untrained=len(untrained))
-        if columns.tokens > MOST_AS_COLUMNS and not self.order.keep_streams:
+        # in a process that took the place of another within a step, what is not trained on was told by that one
+        sampled = ahead[1] if ahead is not None and ahead[0] == wanted else self._sampled(wanted, len(untold))
+        columns = sampled.columns
+        if keys:
+            columns = sampled.scored(_learner_streams([sample for key in keys for sample in samples[key]], record))
+        return self._seen(columns, started_s, masked_tokens)
+
+    def _seen(self, columns: TokenColumns, started_s: float, masked_tokens: int = 0) -> Seen:
+        if columns.tokens > MOST_AS_COLUMNS and not self.order.keep_streams and self.order.names is not None:
             seen = Seen(sums=HealthSums.of(columns, self.order.names).to_bytes(), masked_tokens=masked_tokens)
         else:
             seen = Seen(columns=columns, masked_tokens=masked_tokens)
         return replace(seen, cpu_s=time.process_time() - started_s)
 
-    def _columns(self, keys: Sequence[str], learner: LearnerStreams | None, *, untrained: int = 0) -> TokenColumns:
-        return token_columns(
+    def _sampled(self, keys: Sequence[str], untrained: int) -> SampledColumns:
+        return sampled_columns(
             [self._trajectories[key] for key in keys],
             [self.order.judgements[key] for key in keys],
             step=self.order.step,
             version=self.order.version,
             control=self._control,
-            learner=learner,
             untrained=untrained,
         )
 
@@ -116,7 +137,7 @@ class ShardStep:
             return samples
         flat = [sample for group in samples.values() for sample in group]
         scored = [_trained(sample, scores) for sample, scores in zip(flat, learner.score(flat), strict=True)]
-        columns = self._columns(list(samples), LearnerStreams(logprobs=np.concatenate(scored)))
+        columns = self._sampled(list(samples), 0).scored(LearnerStreams(logprobs=np.concatenate(scored)))
         streams = dict(zip(samples, columns.split(), strict=True))
         weights = {key: np.ones(stream.length, dtype=np.float32) for key, stream in streams.items()}
         squares = {key: _squared_log_ratios(stream) for key, stream in streams.items()}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from burnish.core.grade import Grade
 from burnish.core.message import ImagePart, Role
 from burnish.core.outcome import Outcome
+from burnish.core.pickling import twin
 from burnish.core.streams import (
     AFTER_COMPACTION,
     AFTER_ERROR,
@@ -126,21 +127,38 @@ def source_of(tags: Mapping[str, str]) -> str:
     return f"level {tags['level']}" if tags.get("level") else ""
 
 
-def token_columns(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledColumns:
+    """Columns of trajectories before a learner has scored their tokens; `scored` adds its streams.
+
+    untrained: so many at the front are not trained on.  bent: rows whose samples may be in another order than their
+    nodes.  first: where the tokens of each trajectory begin, and where those of the last one end.
+    """
+
+    columns: TokenColumns
+    trajectories: Sequence[Trajectory]
+    untrained: int
+    bent: Sequence[int]
+    first: Ints
+
+    def scored(self, learner: LearnerStreams) -> TokenColumns:
+        """With the learner's streams of those that are trained on; raises ValueError where they do not fit."""
+        scored, rows = _in_node_order(self, learner), len(self.trajectories)
+        has = dict.fromkeys(scored, bytes(self.untrained) + b"\1" * (rows - self.untrained))
+        # nothing that the columns were checked for has changed
+        return twin(self.columns, streams={**self.columns.streams, **scored}, has={**self.columns.has, **has})
+
+
+def sampled_columns(
     trajectories: Sequence[Trajectory],
     judgements: Sequence[Judgement],
     *,
     step: int,
     version: int,
     control: ControlTokens,
-    learner: LearnerStreams | None = None,
     untrained: int = 0,
-) -> TokenColumns:
-    """The streams of trajectories of step `step`, whose learner was at `version`; judgements[i] is of trajectories[i].
-
-    learner: None where none was trained on (filtered, failed).  untrained: so many at the front were not, and `learner`
-    is of the others.  Raises ValueError where it does not fit.
-    """
+) -> SampledColumns:
+    """The streams of trajectories of step `step`, whose learner was at `version`, with a judgement for each."""
     actions = _Actions.of(trajectories)
     sampled, spans_K = _sampled(actions.nodes)
     span_ends = _summed(spans_K)
@@ -152,15 +170,8 @@ def token_columns(
         "control": control.mark(ids).tobytes(),
         "staleness": (version - versions).tobytes(),
     }
-    has = dict.fromkeys(streams, b"\1" * len(trajectories))
-    if learner is not None:
-        scored = _in_node_order(
-            trajectories, [row for row in actions.bent if row >= untrained], first, learner, untrained
-        )
-        streams |= scored
-        has |= dict.fromkeys(scored, bytes(untrained) + b"\1" * (len(trajectories) - untrained))
     ids_B, groups_B, tags_B, counters_B, outcomes_B = _transposed(map(_OF_TRAJECTORY, trajectories), 5)
-    return TokenColumns(
+    columns = TokenColumns(
         id=ids_B,
         group_id=groups_B,
         source=tuple([source_of(tags) for tags in tags_B]),
@@ -179,8 +190,26 @@ def token_columns(
         span_bits=bytes(actions.bits),
         span_tools=tuple(actions.tools),
         streams=streams,
-        has=has,
+        has=dict.fromkeys(streams, b"\1" * len(trajectories)),
     )
+    return SampledColumns(
+        columns=columns, trajectories=trajectories, untrained=untrained, bent=actions.bent, first=first
+    )
+
+
+def token_columns(
+    trajectories: Sequence[Trajectory],
+    judgements: Sequence[Judgement],
+    *,
+    step: int,
+    version: int,
+    control: ControlTokens,
+    learner: LearnerStreams | None = None,
+    untrained: int = 0,
+) -> TokenColumns:
+    """`sampled_columns` in one go with the learner's streams; None where none was trained on (filtered, failed)."""
+    made = sampled_columns(trajectories, judgements, step=step, version=version, control=control, untrained=untrained)
+    return made.columns if learner is None else made.scored(learner)
 
 
 def _labels(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
@@ -350,16 +379,15 @@ def _observed(node: Node, bits: int) -> _Context:
     return tool, failed, bits | AFTER_TOOL if tool else bits
 
 
-def _in_node_order(
-    trajectories: Sequence[Trajectory], bent: Sequence[int], first: Ints, learner: LearnerStreams, untrained: int
-) -> dict[str, bytes]:
+def _in_node_order(sampled: SampledColumns, learner: LearnerStreams) -> dict[str, bytes]:
     """The streams that there are, from the order of the samples to that of the nodes, with zeros for the trajectories
-    before `untrained`.  first: where the tokens of each trajectory begin, and where those of the last one end."""
-    begin = int(first[untrained])
-    place = np.arange(first[-1] - begin)
-    first = first - begin
+    that are not trained on."""
+    begin = int(sampled.first[sampled.untrained])
+    first = sampled.first - begin
+    place = np.arange(first[-1])
+    bent = [row for row in sampled.bent if row >= sampled.untrained]
     for row in bent:
-        trajectory = trajectories[row]
+        trajectory = sampled.trajectories[row]
         order = trained_nodes(trajectory)
         if not order:
             continue
