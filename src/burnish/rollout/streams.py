@@ -293,7 +293,7 @@ class _Actions:
 
     def _follow(self, chain: Sequence[Node]) -> int | None:
         """Take in nodes that continue each other; gives retries, None where they turn out not to."""
-        # every node of a step comes by here: as `_branch`, with all that a chain does not need left out
+        # every node of a step comes by here: as `_branch`, without the contexts that a chain does not need
         nodes, tools, all_bits = self.nodes, self.tools, self.bits
         tool, failed, bits, retries, last = "", _NOTHING, 0, 0, -1
         for node in chain:
@@ -309,17 +309,7 @@ class _Actions:
                     failed = _NOTHING
                 tool = ""
             else:
-                tool, failed = "", _NOTHING
-                for message in node.messages:
-                    if message.role is _TOOL:
-                        tool = message.name
-                        if message.is_error:
-                            failed = (*failed, tool)
-                    for part in message.parts:
-                        if type(part) is ImagePart:
-                            bits |= AFTER_IMAGE
-                if tool:
-                    bits |= AFTER_TOOL
+                tool, failed, bits = _observed(node, bits)
         return retries
 
     def _branch(self, nodes: Sequence[Node]) -> int:
@@ -374,8 +364,9 @@ def _observed(node: Node, bits: int) -> _Context:
             tool = message.name
             if message.is_error:
                 failed = (*failed, tool)
-        if any(isinstance(part, ImagePart) for part in message.parts):
-            bits |= AFTER_IMAGE
+        for part in message.parts:
+            if type(part) is ImagePart:
+                bits |= AFTER_IMAGE
     return tool, failed, bits | AFTER_TOOL if tool else bits
 
 
