@@ -164,7 +164,8 @@ def test_an_asynchronous_run_is_watched_too(tmp_path: Path, where: str) -> None:
     names = reader.scalar_names("rl")
     assert "health/all/tokens" in names
     for step, seconds in reader.scalars("time/health_s", "rl"):
-        assert 0 < seconds < reader.step_scalars("rl", step)["time/step_s"]
+        found = reader.step_scalars("rl", step)
+        assert 0 < found["time/health_streaming_s"] < seconds < found["time/step_s"]
 
 
 def test_streams_are_kept_on_request_and_agree_with_the_store(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tiny_models import SPECS, TINY, VOCABULARY, WINDOW, make_model
 
 from burnish.core.errors import ConfigError, RunStopped
 from burnish.core.sampling import Finish, Sample, SampleRequest, SamplingParams
-from burnish.policies.checksum import weight_checksum
+from burnish.policies.checksum import sums_here, sums_there, weight_checksum
 from burnish.policies.draw import DrawRules, draw
 from burnish.policies.forward import CachedForward, RecomputedForward, choose_forward, computes_logits
 from burnish.policies.lean import LeanForward
@@ -471,6 +471,18 @@ def test_the_checksum_sees_one_bit_and_one_exchange() -> None:
         assert weight_checksum(model) != start
         weight.copy_(kept)
     assert weight_checksum(model) == start
+
+
+@pytest.mark.parametrize("bits", [torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("count", [0, 1, 65521, 65522, 140_000, 32 * 65521 + 1])
+def test_checksums_of_arrays_and_of_tensors_are_the_same(bits: torch.dtype, count: int) -> None:
+    limits = torch.iinfo(bits)
+    generator = torch.Generator().manual_seed(count)
+    words = torch.randint(limits.min, limits.max, (count,), dtype=bits, generator=generator)
+    assert sums_here(words.numpy()).tolist() == sums_there(words).tolist()
+    if count > 1:
+        exchanged = torch.cat([words[1:2], words[:1], words[2:]])
+        assert (sums_here(exchanged.numpy()) == sums_here(words.numpy())).tolist() == [True, words[0] == words[1]]
 
 
 # -- planning -------------------------------------------------------------------------------------------------------

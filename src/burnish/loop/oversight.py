@@ -111,9 +111,9 @@ class Oversight:
         """Tell the curriculum what became of a step's groups; its scalars, {} without one."""
         if self.curriculum is None:
             return {}
-        started_s = time.process_time()
+        started_s = time.thread_time()
         found = self.curriculum.learn(groups, step)
-        return {**found, "time/curriculum_s": time.process_time() - started_s}
+        return {**found, "time/curriculum_s": time.thread_time() - started_s}
 
     @property
     def acts(self) -> bool:
@@ -131,22 +131,25 @@ class Oversight:
         """Merge what the shards saw, in the order given, and look at it."""
         if self._watch is None or self.names is None:
             return Observed(scalars={})
-        started_s = time.process_time()
+        started_s = time.thread_time()
         sums = merged(seen, self.names)
+        counted_s = time.thread_time()
+        streaming_s = counted_s - started_s + sum(one.cpu_s for one in seen)
         raw = {name: value for name, value in scalars.items() if not name.startswith(UNWATCHED)}
         found = self._watch.step(step, sums, raw)
-        watched_s = time.process_time()
+        watched_s = time.thread_time()
         decisions = self._decide(step, {**raw, **found.scalars}, found.findings, groups, sums.table)
         ends = [decision for decision in decisions if decision.act in _ENDS and self.acts]
         more = {**self._state.knobs.scalars(), "control/decisions": float(len(decisions))} if self._ladder else {}
         if self._ladder is not None:
-            more["time/control_s"] = time.process_time() - watched_s
+            more["time/control_s"] = time.thread_time() - watched_s
         return Observed(
             scalars={
                 **found.scalars,
                 **more,
                 "health/findings": float(len(found.findings)),
-                "time/health_s": watched_s - started_s + sum(one.cpu_s for one in seen),
+                "time/health_s": watched_s - counted_s + streaming_s,
+                "time/health_streaming_s": streaming_s,
             },
             events=[*map(finding_event, found.findings), *map(_decision_event, decisions)],
             decisions=decisions,

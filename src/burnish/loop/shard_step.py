@@ -74,7 +74,7 @@ class ShardStep:
     def see_untrained(self) -> Seen:
         """What is not trained on (filtered, failed), where no update will tell of it: an update there will be where any
         sampled token is trained on."""
-        started_s = time.process_time()
+        started_s = time.thread_time()
         untrained = [key for key, judgement in self.order.judgements.items() if judgement.advantage is None]
         trained = self.order.judgements.keys() - set(untrained)
         if any(self._trajectories[key].action_tokens for key in trained):
@@ -87,15 +87,15 @@ class ShardStep:
     def look_ahead(self, keys: Sequence[str]) -> None:
         """Read what the next update trains on, for `see_trained`: now, when its samples were just made, it is in the
         processor's caches, and after the gradient it has to be fetched again."""
-        started_s = time.process_time()
+        started_s = time.thread_time()
         if self.order.names is not None and (self._untold or keys):
             self._ahead = [*self._untold, *keys], self._sampled([*self._untold, *keys], len(self._untold))
-        self._ahead_s = time.process_time() - started_s
+        self._ahead_s = time.thread_time() - started_s
 
     def see_trained(self, keys: Sequence[str], samples: Samples, record: TokenRecord, *, first: bool) -> Seen:
         """What one update trained on, and with the first of a step what is not trained on; `record` holds the samples
         of `keys` one after the other."""
-        started_s = time.process_time() - self._ahead_s
+        started_s = time.thread_time() - self._ahead_s
         untold = self._untold if first else []
         wanted, ahead, masked_tokens = [*untold, *keys], self._ahead, self._masked_tokens if keys else 0
         self._untold, self._ahead = [], None
@@ -113,7 +113,7 @@ class ShardStep:
             seen = Seen(sums=HealthSums.of(columns, self.order.names).to_bytes(), masked_tokens=masked_tokens)
         else:
             seen = Seen(columns=columns, masked_tokens=masked_tokens)
-        return replace(seen, cpu_s=time.process_time() - started_s)
+        return replace(seen, cpu_s=time.thread_time() - started_s)
 
     def _sampled(self, keys: Sequence[str], untrained: int) -> SampledColumns:
         return sampled_columns(

@@ -6,6 +6,8 @@ import hashlib
 from functools import cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 _PERIOD = 65521
@@ -29,8 +31,25 @@ def weight_checksum(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _word_sums(parameter: torch.Tensor) -> torch.Tensor:
+def _word_sums(parameter: torch.Tensor) -> torch.Tensor | npt.NDArray[np.int64]:
     words = parameter.detach().contiguous().view(_INTEGERS[parameter.element_size()]).reshape(-1)
+    return sums_here(words.numpy()) if words.device.type == "cpu" else sums_there(words)
+
+
+def sums_here(words: npt.NDArray[np.signedinteger]) -> npt.NDArray[np.int64]:
+    """The two sums, [2], period by period: what one of them needs stays in a core's own cache."""
+    total = np.zeros(2, dtype=np.int64)
+    for start in range(0, len(words), _PERIOD):
+        part = words[start : start + _PERIOD].astype(np.int64)
+        total += [part.sum(), np.dot(part, _PERIOD_FACTORS[: len(part)])]
+    return total
+
+
+_PERIOD_FACTORS = np.arange(1, _PERIOD + 1, dtype=np.int64)
+
+
+def sums_there(words: torch.Tensor) -> torch.Tensor:
+    """The same on any device, by few operations."""
     total = torch.zeros(2, dtype=torch.int64, device=words.device)
     for start in range(0, len(words), _CHUNK):
         part = words[start : start + _CHUNK].to(torch.int64)
