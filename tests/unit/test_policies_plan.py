@@ -60,6 +60,57 @@ def test_plans_of_different_sizes_share_memory_without_harm() -> None:
     assert not torch.allclose(whole[3:6], first, atol=1e-2)
 
 
+def decoded(forward: LeanForward) -> torch.Tensor:
+    """Logits of a prefill and one decode step in a store of its own."""
+    store = forward.new_store()
+    store.ensure(4, 20)
+    ids = np.random.default_rng(0).integers(3, VOCABULARY, (4, 6)).astype(np.int32)
+    with torch.inference_mode():
+        forward.prefill(store, range(4), [0] * 4, list(ids))
+        return forward.decode(store, torch.arange(3, 7), torch.full((4,), 6), 16).clone()
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("family", list(SPECS))
+def test_memory_of_packed_weights_stays_while_the_model_keeps_its_own(family: str, in_place: bool) -> None:
+    model = make_model(SPECS[family])
+    forward = LeanForward(model)
+    before, packed = decoded(forward), forward.packed
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if in_place:
+                parameter.mul_(1.2)
+            else:
+                parameter.data = parameter.data * 1.2
+    forward.refresh()
+    assert not in_place or forward.packed is packed
+    assert torch.equal(decoded(forward), decoded(LeanForward(model)))
+    assert not torch.allclose(decoded(forward), before, atol=1e-2)
+
+
+def test_prepared_steps_stay_when_weights_change_and_go_when_settings_do() -> None:
+    model = make_model(TINY)
+    forward = LeanForward(model)
+    store = forward.new_store()
+    store.ensure(4, 20)
+    tokens, positions = torch.arange(3, 7), torch.full((4,), 6)
+    with torch.inference_mode():
+        forward.decode(store, tokens, positions, 16)
+    (plan,) = forward._plans.values()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(0.5)
+    forward.refresh()
+    assert list(forward._plans.values()) == [plan]
+    with torch.inference_mode():
+        forward.decode(store, tokens, positions, 16)
+    assert list(forward._plans.values()) == [plan]
+    attention = model.model.layers[1].self_attn
+    attention.q_norm.variance_epsilon = attention.k_norm.variance_epsilon = 0.5
+    forward.refresh()
+    assert not forward._plans
+    assert computes_logits(forward, model, model.config)
+
+
 @pytest.mark.parametrize("count", [0, 100, 5 * 2**20 + 64])
 def test_large_pages_are_zero_aligned_and_hold_what_is_written(count: int) -> None:
     block = zeroed_bytes(count, CPU)

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from burnish.policies.decoder import describe_decoder
 from burnish.policies.packed import (
     Matrix,
-    PackedDecoder,
     PackedLayer,
     PackedNorm,
     apply_matrix,
     apply_norm,
     pack,
+    repack,
     wide_type,
 )
 from burnish.policies.parts import ACTIVATIONS, Decoder
@@ -34,8 +34,8 @@ from burnish.policies.ragged import Ragged, additive
 from burnish.policies.sight import HeldFeatures, sight_of
 from burnish.policies.slots import SlotStore
 
-_MOST_PLANS = 64
-"""Prepared steps kept for different (n, t); their buffers are the same memory."""
+_MOST_PLANS = 256
+"""Prepared steps kept for different (n, t); their buffers are the same memory.  A run meets about as many."""
 
 
 class LeanForward:
@@ -52,7 +52,9 @@ class LeanForward:
         sight = sight_of(model)
         self._sight = None if sight is None or sight.encoder.whole else sight
         self._features = None if self._sight is None else HeldFeatures(model, self._sight)
-        self.refresh()
+        self.decoder = self._described()
+        self.packed = pack(self.decoder)
+        self.silu = self.decoder.activation in ("silu", "swish")
         weight = self.decoder.embedding.weight
         self.device = weight.device
         # Fused attention keeps its scores in float32, which half precisions need; for float32 on a CPU two batched
@@ -60,19 +62,22 @@ class LeanForward:
         self.fused = weight.device.type != "cpu" or weight.dtype != torch.float32
         self._angles: tuple[Tensor, ...] = ()
         self._plans: dict[tuple[int, int, int, int], DecodePlan] = {}
+        self.mask_tables: dict[tuple[int, int, int | None], Tensor] = {}
 
     def refresh(self) -> None:
-        """Read the weights anew."""
+        """Read the weights anew.  Prepared steps stay: they are bound to memory, which has the new weights in it."""
+        self.decoder = self._described()
+        packed = repack(self.decoder, self.packed, self.model)
+        if packed is not self.packed:
+            self.packed, self._plans, self._angles, self.mask_tables = packed, {}, (), {}
+        if self._features is not None:
+            self._features.forget()
+
+    def _described(self) -> Decoder:
         decoder = describe_decoder(self.model, adapters=True)
         if decoder is None:
             raise ValueError(f"the lean forward pass does not understand {type(self.model).__name__}")
-        self.decoder: Decoder = decoder
-        self.packed: PackedDecoder = pack(decoder)
-        self.silu = decoder.activation in ("silu", "swish")
-        self._plans = {}
-        self._angles = ()
-        if self._features is not None:
-            self._features.forget()
+        return decoder
 
     def new_store(self) -> SlotStore:
         """An empty store that fits the model."""
@@ -98,8 +103,11 @@ class LeanForward:
         key = (id(store), store.generation, len(ids_R), columns)
         plan = self._plans.get(key)
         if plan is None:
-            if len(self._plans) >= _MOST_PLANS or any(other[1] != key[1] for other in self._plans):
+            if self._plans and next(iter(self._plans))[:2] != key[:2]:
                 self._plans.clear()
+                self.mask_tables.clear()
+            elif len(self._plans) >= _MOST_PLANS:
+                del self._plans[next(iter(self._plans))]
             plan = self._plans[key] = DecodePlan(self, store, len(ids_R), columns)
         return plan.run(ids_R, positions_R)
 
@@ -143,6 +151,8 @@ class LeanForward:
         size = math.prod(shape)
         flat = self._rooms.get((name, dtype))
         if flat is None or len(flat) < size:
+            # bound to what is too small now
+            self._plans.clear()
             flat = self._rooms[name, dtype] = torch.empty(size * 5 // 4, dtype=dtype)
         return flat[:size].view(shape)
 

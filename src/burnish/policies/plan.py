@@ -37,13 +37,16 @@ class DecodePlan:
     `calls` are made in order.  Example: 3 layers with rotary positions and query and key norms are 80 calls.
     """
 
+    h: Tensor
+    logits: Tensor
+
     def __init__(self, forward: LeanForward, store: SlotStore, rows: int, columns: int) -> None:
         self.packed, self.decoder, self.store = forward.packed, forward.decoder, store
         self.rows, self.columns, self.fused, self.device = rows, columns, forward.fused, forward.device
         self.calls: list[Callable[[], object]] = []
         self._take_buffers(forward.room)
         self._set_positions(forward.angles(store.columns))
-        self._set_masks()
+        self._set_masks(forward.mask_tables)
         for index, layer in enumerate(self.packed.layers):
             self._block(index, layer)
         self._norm(self.x, self.packed.final_norm)
@@ -122,9 +125,9 @@ class DecodePlan:
             self.add("rotation", spread.copy_, turn)
             self.turns.append(spread.view(rows, -1))
 
-    def _set_masks(self) -> None:
+    def _set_masks(self, tables: dict[tuple[int, int, int | None], Tensor]) -> None:
         """One additive mask [R, 1, 1, columns] for each window that is narrower than the columns: a row of a table
-        for each position, or computed each step where the table would be large."""
+        for each position, or computed each step where the table would be large.  tables: those of all plans."""
         device, dtype = self.device, self.packed.dtype
         columns, places = torch.arange(self.columns, device=device), self.store.columns
         self.masks: dict[int | None, Tensor] = {}
@@ -134,9 +137,11 @@ class DecodePlan:
             if places * self.columns > _LARGEST_TABLE:
                 self.add("masks", _fill_mask, mask, self.positions, columns, window)
             else:
-                table = mask.new_empty(places, self.columns)
-                _fill_mask(table, torch.arange(places, device=device), columns, window)
-                self.add("masks", torch.index_select, table, 0, self.positions, out=mask)
+                key = (places, self.columns, window)
+                if key not in tables:
+                    tables[key] = mask.new_empty(places, self.columns)
+                    _fill_mask(tables[key], torch.arange(places, device=device), columns, window)
+                self.add("masks", torch.index_select, tables[key], 0, self.positions, out=mask)
 
     def _window(self, layer: PackedLayer) -> int | None:
         return None if layer.window is None or layer.window >= self.columns else layer.window
