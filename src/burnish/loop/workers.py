@@ -34,6 +34,9 @@ MAX_REPLACEMENTS = 3
 """Of a run: a worker that dies again and again has a reason, mostly memory, that another one would meet as well."""
 
 POLL_S = 1.0
+LATER_S = 0.5
+"""What was left for later waits so long for the first worker to end a rollout: until then, with a worker on every core,
+it would take its core from one of them, and all wait for the slowest."""
 DUMP_S = 0.5
 REMEMBERED = (
     "load_demonstrations",
@@ -162,17 +165,21 @@ class ProcessExecutor(Executor):
         """
         asked: dict[int, int] = {}
         answers: dict[int, Any] = {}
+        settle_at_s = time.monotonic() + (LATER_S if method == "rollout" else 0.0)
         while waiting := [index for index in arguments if index not in answers]:
             for index in waiting:
                 if asked.get(index) != self._workers[index].lives:
                     asked[index] = self._workers[index].lives
                     with contextlib.suppress(OSError):
                         self._workers[index].pipe.send((worker_process.ASK, method, arguments[index]))
-            self.settle()
-            for index in self._readable(waiting, POLL_S):
+            left_s = 0.0 if answers else settle_at_s - time.monotonic()
+            if left_s <= 0:
+                self.settle()
+            for index in self._readable(waiting, POLL_S if left_s <= 0 else left_s):
                 answer = self._take(index)
                 if answer is not None:
                     answers[index] = answer
+        self.settle()
         for index in arguments:
             _raise_failure(answers[index], index)
         for index, args in arguments.items():
