@@ -84,7 +84,7 @@ class Trajectory:
     @property
     def action_tokens(self) -> int:
         """Number of sampled tokens."""
-        return sum(sum(node.action_mask) for node in self.nodes)
+        return sum([node.action_mask.tobytes().count(1) for node in self.nodes])
 
     @property
     def is_token_exact(self) -> bool:

@@ -276,8 +276,9 @@ def describe(batch: Batch, trajectories: Sequence[Trajectory]) -> dict[str, floa
     rewards = [reward for group in batch.groups for reward in group.rewards_G if reward is not None]
     mean = sum(rewards) / len(rewards) if rewards else float("nan")
     spread = (sum((reward - mean) ** 2 for reward in rewards) / len(rewards)) ** 0.5 if rewards else float("nan")
-    sampled = sum(trajectory.action_tokens for trajectory in trajectories)
-    turns = sum(node.is_action for trajectory in trajectories for node in trajectory.nodes)
+    costs = [EpisodeCost.of(trajectory) for trajectory in trajectories]
+    sampled = sum(cost.action_tokens for cost in costs)
+    turns = sum(cost.turns for cost in costs)
     scalars = {
         "reward/mean": mean,
         "reward/std": spread,
@@ -291,7 +292,7 @@ def describe(batch: Batch, trajectories: Sequence[Trajectory]) -> dict[str, floa
     }
     if not math.isnan(batch.agreement):
         scalars["reward/agreement"] = batch.agreement
-    scalars |= cost_scalars([EpisodeCost.of(trajectory) for trajectory in trajectories])
+    scalars |= cost_scalars(costs)
     for name in COUNTERS:
         scalars[f"count/{name}"] = float(sum(trajectory.counters.get(name, 0) for trajectory in trajectories))
     for name in PROGRAM_COUNTERS:
