@@ -192,9 +192,11 @@ class DecodePlan:
         by_row = self.qkv[:, : self.qk_factor.shape[1]] if self.qk is self.qk_in else self.qk.view(rows, -1)
         if layer.qk_spread is not None:
             norm = self.qk_norm.view(rows, -1)
-            self.add(part, torch.linalg.vector_norm, self.qk, dim=-1, keepdim=True, out=self.qk_norm)
-            # 1 / hypot(norm, floor), of which hypot alone is slower
-            self.add(part, torch.addcmul, layer.qk_floor.square(), norm, norm, out=norm)
+            # 1 / sqrt(sum of squares + floor^2), the sums by a product with ones: a reduction over so few is slower
+            self.add(part, torch.mul, by_row, by_row, out=self.qk_factor)
+            squares, ones = self.qk_factor.view(norm.numel(), -1), norm.new_ones(self.qk.shape[-1])
+            self.add(part, torch.mv, squares, ones, out=norm.view(-1))
+            self.add(part, norm.add_, layer.qk_floor.square())
             self.add(part, norm.rsqrt_)
             # a product with one entry in each column spreads a factor for each head over its dimensions, gain included
             self.add(part, torch.mm, norm, layer.qk_spread, out=self.qk_factor)
