@@ -108,7 +108,7 @@ def test_bars_decide_only_what_the_machine_can(benchmarks: Any) -> None:
     two = against.bars(runs, ratios, 2)
     assert two["1 process, 1 thread: 2.5x per step"] is True
     assert {two[name] for name in two if name.startswith("all cores")} == {None}
-    runs["trl all"] = [run_of(benchmarks, [0.8] * 12, 3.0)] * 2
+    runs["trl installed"] = [run_of(benchmarks, [0.8] * 12, 3.0)] * 2
     assert against.bars(runs, ratios, 4)["all cores: rewards agree"] is False
 
 
