@@ -9,10 +9,10 @@ tasks in the same order: 32 prompts x 8, at most 80 tokens after the prompt, 4 t
 no KL, advantages over the group's standard deviation, token-level mean, one optimizer step on each batch.  Zero-signal
 groups are trained on too, as TRL does; filtering is reported apart.  TRL runs at its best of: 1 to cores - 1 threads,
 1, 2 or 4 gloo processes, float32 or bf16, continuous batching on or off, micro-batches of 64 or all, found on seed 100;
-without gradient checkpointing.  On all cores it is compared as it is installed, which the bar is about, and with a patch
-of ours that makes it faster (`peers/trl_side.py` says what it is given), as on one process.  Every run is a process of
-its own, the two sides take turns, and time counts from the first finished step on: start and warm-up are left out, and
-everything else that a step costs is in.
+without gradient checkpointing.  On all cores it is compared as it is installed, which the bar is about, and with a
+patch of ours that makes it faster (`peers/trl_side.py` says what it is given), as on one process.  Every run is a
+process of its own, the two sides take turns, and time counts from the first finished step on: start and warm-up are
+left out, and everything else that a step costs is in.
 
 Bar: one process with one thread each, 2.5x per step; all cores (4 or more, null below), 4x per step and 4x to a mean
 reward of .9 (over the last 5 batches); rewards reached agree.  Aims: 8x per step on all cores, 5x on one process.
