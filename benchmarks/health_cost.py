@@ -12,16 +12,16 @@ shards; the two alternate.
 trajectories to columns in each shard, columns through a pipe, their reduction in the conductor, and the watch; medians
 over rounds.  It shows where time goes, in a loop that does nothing else.
 
-"run": the demo itself, 200 steps of RL after its warm start (quick: 3 after a short one), in one process and with two
-workers: what every run logs as `time/health_s` and `time/health_streaming_s` over `time/step_s`, and the gradient of
-one batch with and without squared score norms, which alternate; they are computed every `health.softmax_every` steps,
-and cross-scoring is not done in training.
+"run": the demo itself, 200 steps of RL after its warm start (quick: 3 after a short one), in one process, with two
+workers, and with one for each core: what every run logs as `time/health_s` and `time/health_streaming_s` over the
+processor time of the step in all its processes, and over its wall time; and the gradient of one batch with and without
+squared score norms, which alternate: they are computed every `health.softmax_every` steps.  Cross-scoring is not done
+in training.
 
 Streaming is everything up to the sums; together adds scalars, monitors and a step's part of the squared score norms.
-Bar: streaming at most 50 ms per million tokens and ratio on "long"; in the run of one process, where a step's wall time
-is CPU time, streaming at most 1% and together at most 2% of a step, medians of 200.  With two workers the same work is
-summed over three processes and divided by a shorter wall time: reported, with no bar.  A busy machine flatters, since
-it stretches `time/step_s` alone; the load is printed.  Takes eight minutes on a quiet machine.
+Bar: streaming at most 50 ms per million tokens and ratio on "long"; in each of the runs streaming at most 1% and
+together at most 2% of a step's processor time, medians of 200.  Shares of the wall time are those of one processor that
+works while others wait, and grow with the workers: reported, with no bar.  Takes ten minutes on a quiet machine.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import argparse
 import json
 import os
 import pickle
+import shutil
 import sys
 import time
 from array import array
@@ -40,6 +41,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -52,7 +54,9 @@ from burnish.health.slices import SliceNames
 from burnish.health.sums import HealthSums
 from burnish.health.watch import Watch, WatchSpec
 from burnish.loop.conductor import start_run
+from burnish.loop.progress import Progress
 from burnish.loop.recipes import load_recipe
+from burnish.loop.setup import available_cores
 from burnish.loop.standalone import stored_policy
 from burnish.rollout.samples import training_samples
 from burnish.rollout.streams import ControlTokens, Judgement, LearnerStreams, token_columns
@@ -60,7 +64,8 @@ from burnish.store.reader import RunReader
 from burnish.training.learner import Learner
 from burnish.training.token_record import TokenRecord
 
-LONG_BAR_MS, STREAMING_BAR, TOGETHER_BAR = 50.0, 0.01, 0.02
+LONG_BAR_MS, STREAMING_BAR, TOGETHER_BAR = 50.0, 1.0, 2.0
+"""Milliseconds, and percent."""
 SHARDS = 2
 NAMES = SliceNames(tools=("search", "lookup"), sources=("shop", "forms"))
 RUN = ("rl.steps=200", "evaluation.every=1000", "evaluation.tasks=20", "evaluation.quick_tasks=20")
@@ -235,25 +240,59 @@ def small_costs(rounds: int, seeds: int) -> dict[str, dict[str, float]]:
     return {name: spread(values) for name, values in seen.items()}
 
 
+class Processors:
+    """A watcher of a run: processor seconds of its processes in each RL step."""
+
+    def __init__(self) -> None:
+        self.step_s: dict[int, float] = {}
+        self._spent_s: float | None = None
+        self._processes: list[psutil.Process] = []
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.phase != "rl" or not progress.step:
+            return
+        before_s, self._spent_s = self._spent_s, self._spent()
+        if before_s is not None:
+            self.step_s[progress.step] = self._spent_s - before_s
+
+    def _spent(self) -> float:
+        """Of this process and of those that it has started, which live as long as the run."""
+        if not self._processes:
+            own = psutil.Process()
+            self._processes = [own, *own.children(recursive=True)]
+        times = [process.cpu_times() for process in self._processes]
+        return sum(one.user + one.system for one in times)
+
+
 def run_costs(data: Path, *, workers: int, quick: bool) -> dict[str, dict[str, float]]:
     """The demo: milliseconds of a step and of health in it, its share, and what squared score norms add to a step."""
     folder = data / f"run-{workers}{'-quick' if quick else ''}"
-    if not (folder / "checkpoints" / "final").exists():
-        start_run(load_recipe("demo", (*(RUN_QUICK if quick else RUN), f"run.workers={workers}")), folder)
+    kept = folder / "processors.json"
+    if not kept.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        processors = Processors()
+        changes = (*(RUN_QUICK if quick else RUN), f"run.workers={workers}")
+        start_run(load_recipe("demo", changes), folder, watch=processors)
+        kept.write_text(json.dumps(processors.step_s), encoding="utf-8")
+    cpu_s = {int(step): value for step, value in json.loads(kept.read_text(encoding="utf-8")).items()}
     scalars = RunReader(folder).all_scalars("rl")
-    step_s, health_s, streaming_s = (
-        np.array([value for _, value in sorted(dict(scalars[name]).items())])
+    wall_s, health_s, streaming_s = (
+        np.array([value for step, value in scalars[name] if step in cpu_s])
         for name in ("time/step_s", "time/health_s", "time/health_streaming_s")
     )
+    spent_s = np.array([cpu_s[step] for step, _ in scalars["time/step_s"] if step in cpu_s])
     norms_ms, every = score_norm_ms(folder, 3 if quick else 15), load_recipe("demo").health.softmax_every
-    extra_s = spread(norms_ms)["median"] / 1e3 / every
+    together_s = health_s + spread(norms_ms)["median"] / 1e3 / every
     return {
-        "step, wall ms": spread(1e3 * step_s),
+        "step, wall ms": spread(1e3 * wall_s),
+        "step, CPU ms": spread(1e3 * spent_s),
         "streaming, CPU ms": spread(1e3 * streaming_s),
         "health_s, CPU ms": spread(1e3 * health_s),
         f"score norms, CPU ms, every {every} steps": spread(norms_ms),
-        "streaming over step": spread(streaming_s / step_s),
-        "together over step": spread((health_s + extra_s) / step_s),
+        "streaming, % of CPU": spread(100 * streaming_s / spent_s),
+        "together, % of CPU": spread(100 * together_s / spent_s),
+        "streaming, % of wall": spread(100 * streaming_s / wall_s),
+        "together, % of wall": spread(100 * together_s / wall_s),
     }
 
 
@@ -296,31 +335,34 @@ def main() -> int:
     long = long_costs(3 if asked.quick else 15, seeds, 64 if asked.quick else 256)
     small = small_costs(20 if asked.quick else 200, seeds)
     data = asked.data or Path("runs/health_cost")
-    runs = {workers: run_costs(data, workers=workers, quick=asked.quick) for workers in (1, 2)}
+    runs = {n: run_costs(data, workers=n, quick=asked.quick) for n in sorted({1, 2, available_cores()})}
     shown("long: CPU ms per million tokens (sums: and per ratio)", long)
     shown(f"small: CPU ms per step of 256 trajectories, {SHARDS} shards", small)
-    shown("run: the demo in one process", runs[1], digits=4)
-    shown("run: the demo with two workers", runs[2], digits=4)
+    for workers, run in runs.items():
+        shown(f"run: the demo, {workers} worker{'s' * (workers > 1)}", run)
     worst_ms = max(row["median"] for name, row in long.items() if name.startswith("sums"))
     streaming, together = (
-        {workers: run[name]["median"] for workers, run in runs.items()}
-        for name in ("streaming over step", "together over step")
+        {workers: run[f"{name}, % of CPU"]["median"] for workers, run in runs.items()}
+        for name in ("streaming", "together")
     )
     console.print(
         f"sums {worst_ms:.1f} ms per million tokens and ratio (bar {LONG_BAR_MS:.0f})\n"
-        f"streaming {streaming[1]:.2%} of a step (bar {STREAMING_BAR:.0%}); of two workers {streaming[2]:.2%}\n"
-        f"together {together[1]:.2%} of a step (bar {TOGETHER_BAR:.0%}); of two workers {together[2]:.2%}\n"
+        "of a step's processor time, at most:\n"
+        f"  streaming {max(streaming.values()):.2f}% (bar {STREAMING_BAR:g}%)\n"
+        f"  together {max(together.values()):.2f}% (bar {TOGETHER_BAR:g}%)\n"
         f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     )
-    met = worst_ms <= LONG_BAR_MS and streaming[1] <= STREAMING_BAR and together[1] <= TOGETHER_BAR
+    met = (
+        worst_ms <= LONG_BAR_MS and max(streaming.values()) <= STREAMING_BAR and max(together.values()) <= TOGETHER_BAR
+    )
     holds = None if asked.quick else met
     figures = {
         "long_ms": long,
         "small_ms": small,
         "run": runs,
         "worst_ms_per_million": worst_ms,
-        "streaming_share": streaming,
-        "together_share": together,
+        "streaming_percent": streaming,
+        "together_percent": together,
         "load": os.getloadavg()[0],
         "holds": holds,
     }
