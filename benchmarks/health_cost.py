@@ -20,8 +20,8 @@ in training.
 
 Streaming is everything up to the sums; together adds scalars, monitors and a step's part of the squared score norms.
 Bar: streaming at most 50 ms per million tokens and ratio on "long"; in each of the runs streaming at most 1% and
-together at most 2% of a step's processor time, medians of 200.  Shares of the wall time are those of one processor that
-works while others wait, and grow with the workers: reported, with no bar.  Takes ten minutes on a quiet machine.
+together at most 2% of a step's processor time, medians of 200.  Shares of the wall time add up what
+processes do side by side, and grow with the workers: reported, with no bar.  Takes ten minutes on a quiet machine.
 """
 
 from __future__ import annotations

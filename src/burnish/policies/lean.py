@@ -41,7 +41,8 @@ _MOST_PLANS = 256
 class LeanForward:
     """Next-token logits of the rows of a `SlotStore`, for a model that `describe_decoder` understands.
 
-    `refresh` must follow every change of the weights.  Raises ValueError for a model that is not understood.
+    `refresh` must follow every change of the weights.  mask_tables: what prepared steps of equal (places, columns,
+    window) share.  Raises ValueError for a model that is not understood.
     """
 
     keeps_state = True

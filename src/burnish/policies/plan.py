@@ -33,8 +33,9 @@ _LARGEST_TABLE = 2**16
 class DecodePlan:
     """The step for the first `rows` slots; `columns` is what the attention reads, at least every position + 1.
 
-    It holds the weights as they are packed now, and the store's buffers: a new plan must follow a change of either.
-    `calls` are made in order.  Example: 3 layers with rotary positions and query and key norms are 80 calls.
+    It is bound to the memory of the packed weights and of the store: a new plan must follow where either moves, and
+    where a setting of the model changes; new weights in the same memory it takes as they are.
+    `calls` are made in order.  Example: 3 layers with rotary positions and query and key norms are 83 calls.
     """
 
     h: Tensor
