@@ -68,6 +68,26 @@ def test_a_watch_that_touched_the_samples_would_be_noticed(tmp_path: Path, monke
     assert "final model.safetensors" in differences(trained(tmp_path / "on"), trained(tmp_path / "off"))
 
 
+NOW = {"watching": "control.mode=dry_run", "acting": "control.mode=act", "learning": "rl.normalise=variance"}
+
+
+@pytest.mark.parametrize("way", NOW)
+def test_the_next_step_waits_for_what_steers_it_alone(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[int, int]] = []
+    sound = oversight.Oversight.observe
+
+    def observe(self: oversight.Oversight, step: int, *rest: object) -> oversight.Observed:
+        begun.append((step, self._state.rl_step))
+        return sound(self, step, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(oversight.Oversight, "observe", observe)
+    start_run(tiny_recipe(*SHORT, *ON, NOW[way]), tmp_path / "run")
+    finished = 0 if way == "watching" else 1
+    assert begun == [(step, step - finished) for step in (1, 2, 3)]
+
+
 WHOLE = ["rl.updates=2", "rl.updates=3", "rl.filter_zero_signal=false", "rollout.mode=async"]
 
 

@@ -120,6 +120,11 @@ class Oversight:
         """Whether decisions are carried out."""
         return self._ladder is not None and self._recipe.control.mode == "act"
 
+    @property
+    def steers(self) -> bool:
+        """Whether a step depends on what `observe` made of the one before."""
+        return self.acts or self._recipe.rl.normalise == "variance"
+
     def wants_score_norm(self, step: int) -> bool:
         """Whether step `step` computes squared score norms."""
         every = self._recipe.health.softmax_every

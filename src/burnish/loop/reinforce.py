@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from random import Random
 
 from burnish.algorithms.advantages import group_advantages
 from burnish.algorithms.loss import LossSums
 from burnish.core.cost import EpisodeCost
 from burnish.core.errors import InvariantViolation, RunStopped
+from burnish.core.finding import Decision
 from burnish.core.grade import Grade
 from burnish.core.hashing import derive_seed
 from burnish.core.sampling import SamplingParams
@@ -23,7 +25,7 @@ from burnish.loop.grading import bar_cheated_tasks, grade_scalars, honey_read, s
 from burnish.loop.held_out import exclusion_text
 from burnish.loop.invariants import check_on_policy
 from burnish.loop.objective import learn_entropy, learn_sizes, trajectory_weights, weighed
-from burnish.loop.oversight import finding_event
+from burnish.loop.oversight import Observed, finding_event
 from burnish.loop.session import Session, group_plans
 from burnish.loop.setup import rl_loss, token_charge
 from burnish.loop.shard import GradientOrder
@@ -109,7 +111,7 @@ def sampling_params(settings: RLSection) -> SamplingParams:
 
 
 def train_step(session: Session, collected: Collected, started_s: float) -> dict[str, float]:
-    """Train on what was collected and commit the step (`Session.commit`), which began at `started_s`; returns its
+    """Train on what was collected and commit the step (`Session.later`), which began at `started_s`; returns its
     scalars.
 
     Raises InvariantViolation or RunStopped (no signal, exclusions, loss not finite); what was rolled out is committed
@@ -120,47 +122,101 @@ def train_step(session: Session, collected: Collected, started_s: float) -> dict
     batch = decide(session, step, collected.trajectories, collected.grades)
     seen: list[Seen] = []
     ledger = count(batch.fates, collected)
-    scalars = describe(batch, collected.trajectories) | dict(collected.scalars)
-    scalars |= grade_scalars(session.world.aggregator, batch.groups)
-    honey, read = honey_read(session.recipe, session.world.aggregator, batch.groups, step)
-    scalars |= honey
-    scalars |= {f"episodes/{key}": float(n) for key, n in asdict(ledger).items()}
-    scalars["episodes/pending"] = float(collected.under_way)
+    told = _Told()
     learning = time.perf_counter()
+    # Shards wait for what is decided, not for whoever looks on: that is done while they work.
+    session.executor.later(lambda: told.add(*_rolled_out(session, step, batch, collected, ledger)))
     try:
-        scalars |= learn(session, step, batch, seen, fresh=collected.fresh)
+        figures = learn(session, step, batch, seen, fresh=collected.fresh)
     except (RunStopped, InvariantViolation) as error:
-        _commit_failed(session, step, version, batch, scalars, error)
+        session.executor.settle()
+        _commit_failed(session, step, version, batch, told.scalars, error)
         raise
     learned = time.perf_counter()
-    observed = session.oversight.observe(step, seen, scalars, batch.groups)
-    scalars |= observed.scalars
-    scalars |= session.oversight.learn_kinds(batch.groups, step)
-    scalars |= {
+    told.add(figures, [])
+    look = partial(session.oversight.observe, step, seen, dict(told.scalars), batch.groups)
+    session.later(lambda: told.take(look()))
+    if session.oversight.steers:
+        session.executor.settle()
+        session.ending = _obey(session, batch, told.observed)
+    barred = bar_cheated_tasks(session.recipe, session.world.aggregator, state.knobs, batch.groups, step)
+    times = {
         "time/step_s": time.perf_counter() - started_s,
         "time/rollout_s": collected.wait_s,
         "time/learn_s": learned - learning,
-        "rate/sampled_tokens_per_s": scalars["tokens/sampled"] / max(collected.wait_s, 1e-9),
+        "rate/sampled_tokens_per_s": told.scalars["tokens/sampled"] / max(collected.wait_s, 1e-9),
     }
-    barred = bar_cheated_tasks(session.recipe, session.world.aggregator, state.knobs, batch.groups, step)
-    record = StepRecord(
-        phase="rl",
-        step=step,
-        policy_version=state.version,
-        rows=[*stored_rows(batch, step, version), *collected.dropped],
-        scalars=scalars,
-        events=[*observed.events, *map(finding_event, read), *barred],
-        streams=observed.streams,
-    )
-    session.commit(record)
+    told.add(session.oversight.learn_kinds(batch.groups, step) | times, barred)
+    session.later(partial(_store, session, step, (version, state.version), batch, collected.dropped, told))
     _account(session, ledger, batch, collected.under_way)
     state.rl_step = step
-    learn_sizes(state, batch.trained, batch.weights, observed.sizes)
-    learn_entropy(session.recipe, state, scalars.get("entropy_nats_mean", math.nan))
-    session.oversight.carry_out(observed)
-    session.ending = observed.ending
+    learn_entropy(session.recipe, state, told.scalars.get("entropy_nats_mean", math.nan))
     _stop_if_hopeless(session, collected.trajectories, collected.grades, ledger)
-    return scalars
+    return told.scalars
+
+
+@dataclass(slots=True, kw_only=True)
+class _Told:
+    """What is said of a step, by and by.  observed: what health and control made of it."""
+
+    scalars: dict[str, float] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    observed: Observed = field(default_factory=lambda: Observed(scalars={}))
+
+    def add(self, scalars: Mapping[str, float], events: Sequence[Event]) -> None:
+        self.scalars |= scalars
+        self.events += events
+
+    def take(self, observed: Observed) -> None:
+        self.observed = observed
+        self.add(observed.scalars, observed.events)
+
+
+def _rolled_out(
+    session: Session, step: int, batch: Batch, collected: Collected, ledger: Ledger
+) -> tuple[dict[str, float], list[Event]]:
+    """Scalars and events of what was rolled out."""
+    aggregator = session.world.aggregator
+    honey, read = honey_read(session.recipe, aggregator, batch.groups, step)
+    scalars = {
+        **describe(batch, collected.trajectories),
+        **collected.scalars,
+        **grade_scalars(aggregator, batch.groups),
+        **honey,
+        **{f"episodes/{key}": float(n) for key, n in asdict(ledger).items()},
+        "episodes/pending": float(collected.under_way),
+    }
+    return scalars, [*map(finding_event, read)]
+
+
+def _obey(session: Session, batch: Batch, observed: Observed) -> Decision | None:
+    """Let the next step be what this one showed; the decision that ends the course of the run, if there is one."""
+    learn_sizes(session.state, batch.trained, batch.weights, observed.sizes)
+    session.oversight.carry_out(observed)
+    return observed.ending
+
+
+def _store(
+    session: Session,
+    step: int,
+    versions: tuple[int, int],
+    batch: Batch,
+    dropped: Sequence[StoredTrajectory],
+    told: _Told,
+) -> None:
+    """versions: of the policy before and after the step."""
+    before, after = versions
+    session.store(
+        StepRecord(
+            phase="rl",
+            step=step,
+            policy_version=after,
+            rows=[*stored_rows(batch, step, before), *dropped],
+            scalars=told.scalars,
+            events=told.events,
+            streams=told.observed.streams,
+        )
+    )
 
 
 def decide(

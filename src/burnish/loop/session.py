@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -94,10 +93,6 @@ class Session:
             notice = self.executor.notices.pop(0)
             self.writer.event("worker_replaced", notice)
             self.watch(Progress(phase="prepare", message=notice))
-
-    def commit(self, record: StepRecord) -> None:
-        """`store`, `later`."""
-        self.later(partial(self.store, record))
 
     def store(self, record: StepRecord) -> None:
         """Make a step durable, and let the trackers hear of it."""
