@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from burnish.policies.build import TinySpec, build_tiny
+from burnish.policies.lean import LeanForward
 
 VOCABULARY = 61
 WINDOW = 8
@@ -49,3 +51,13 @@ def enlarge(model: Any) -> Any:
             else:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
     return model
+
+
+def decoded(forward: LeanForward) -> torch.Tensor:
+    """Logits of a prefill and one decode step in a store of its own."""
+    store = forward.new_store()
+    store.ensure(4, 20)
+    ids = np.random.default_rng(0).integers(3, VOCABULARY, (4, 6)).astype(np.int32)
+    with torch.inference_mode():
+        forward.prefill(store, range(4), [0] * 4, list(ids))
+        return forward.decode(store, torch.arange(3, 7), torch.full((4,), 6), 16).clone()

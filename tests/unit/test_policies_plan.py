@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_models import SPECS, TINY, VOCABULARY, make_model
+from tiny_models import SPECS, TINY, VOCABULARY, decoded, make_model
 
 from burnish.policies import plan as plan_module
 from burnish.policies.forward import computes_logits
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def lean_agrees(model) -> bool:
-    return computes_logits(LeanForward(model), model, model.config.get_text_config())
+    return computes_logits(LeanForward(model, compiled=False), model, model.config.get_text_config())
 
 
 @pytest.mark.parametrize("family", list(SPECS))
@@ -58,16 +58,6 @@ def test_plans_of_different_sizes_share_memory_without_harm() -> None:
     assert torch.equal(first, again)
     assert torch.allclose(whole[:3], first, atol=1e-5)
     assert not torch.allclose(whole[3:6], first, atol=1e-2)
-
-
-def decoded(forward: LeanForward) -> torch.Tensor:
-    """Logits of a prefill and one decode step in a store of its own."""
-    store = forward.new_store()
-    store.ensure(4, 20)
-    ids = np.random.default_rng(0).integers(3, VOCABULARY, (4, 6)).astype(np.int32)
-    with torch.inference_mode():
-        forward.prefill(store, range(4), [0] * 4, list(ids))
-        return forward.decode(store, torch.arange(3, 7), torch.full((4,), 6), 16).clone()
 
 
 @pytest.mark.parametrize("in_place", [True, False])

@@ -18,6 +18,7 @@ import torch
 
 from burnish.core.errors import RunStopped
 from burnish.core.sampling import SamplingParams
+from burnish.policies.kernels import Kernels
 
 _LARGEST_UNIFORM = 1.0 - 2.0**-23
 """Keeps u * total strictly below total in float32, so that the last token with zero probability is never drawn."""
@@ -43,6 +44,12 @@ class DrawRules:
     has_sampled: bool
     has_filter: bool
     has_temperature: bool
+    has_plain: bool
+
+    @property
+    def all_plain(self) -> bool:
+        """Whether every row is drawn from its whole distribution at temperature 1."""
+        return not (self.has_greedy or self.has_filter or self.has_temperature)
 
     @staticmethod
     def of(params_R: Sequence[SamplingParams], device: torch.device | str) -> DrawRules:
@@ -59,6 +66,7 @@ class DrawRules:
             has_sampled=any(p.temperature > 0.0 for p in params_R),
             has_filter=any(filters(p) for p in params_R),
             has_temperature=any(p.temperature not in (0.0, 1.0) for p in params_R),
+            has_plain=any(p.temperature == 1.0 and not filters(p) for p in params_R),
         )
 
 
@@ -89,10 +97,16 @@ class Draw(NamedTuple):
 
 
 def draw(
-    logits_RV: torch.Tensor, uniforms_R: torch.Tensor, rules: DrawRules, *, room: Sequence[torch.Tensor] | None = None
+    logits_RV: torch.Tensor,
+    uniforms_R: torch.Tensor,
+    rules: DrawRules,
+    *,
+    room: Sequence[torch.Tensor] | None = None,
+    kernels: Kernels | None = None,
 ) -> Draw:
     """One token for each row.  uniforms_R: as `draw_uniforms` gives them, used in float32.  room: two float32 tensors
-    [R, V] to work in; fresh pages can cost more than the work on them.
+    [R, V] to work in; fresh pages can cost more than the work on them.  kernels: for rows of logits on
+    a CPU that are drawn at temperature 1 from the whole distribution.
 
     The log-probability of a greedy row is 0, that of a sure event.  Raises RunStopped where the logits are not finite,
     since nothing drawn from them could be trained on.
@@ -101,6 +115,11 @@ def draw(
         best_R, argmax_R = logits_RV.max(dim=-1)
         _refuse_non_finite(best_R)
         return Draw(argmax_R, torch.zeros(len(argmax_R), device=logits_RV.device), None)
+    plain = None
+    if kernels is not None and rules.has_plain and logits_RV.dtype == torch.float32:
+        plain = kernels.draw(logits_RV.contiguous(), uniforms_R.float(), (_SMALLEST_TOTAL, 1 / _SMALLEST_TOTAL))
+        if plain is not None and rules.all_plain:
+            return Draw(*plain, None)
     if room is None:
         room = torch.empty((2, *logits_RV.shape), device=logits_RV.device).unbind()
     scaled_RV, kept_RV = logits_RV.float(), None
@@ -122,6 +141,10 @@ def draw(
     if rules.has_greedy:
         token_R1 = torch.where(rules.greedy, logits_RV.argmax(dim=-1, keepdim=True), token_R1)
         logprob_R1 = torch.where(rules.greedy, 0.0, logprob_R1)
+    if plain is not None:
+        # to the bit what these rows get where all are plain
+        token_R1 = torch.where(rules.plain, plain[0][:, None], token_R1)
+        logprob_R1 = torch.where(rules.plain, plain[1][:, None], logprob_R1)
     return Draw(token_R1[:, 0], logprob_R1[:, 0], kept_RV)
 
 

@@ -18,6 +18,7 @@ import torch
 from burnish.core.sampling import Finish, Sample, SampleRequest, SamplingParams
 from burnish.policies.draw import Draw, DrawRules, draw, draw_uniforms, filters
 from burnish.policies.forward import Forward
+from burnish.policies.kernels import present_kernels
 from burnish.policies.ledger import Entry, Ledger
 from burnish.policies.placing import Unit, place, prefill_ranges
 from burnish.policies.prefixes import Prefixes
@@ -184,7 +185,7 @@ class Engine:
         front = ledger.front(end)
         logits = self.forward.decode(self.store, ledger.tokens(end), front.position, columns)
         self._step += 1
-        drawn = draw(logits, ledger.advance(end), self._present_rules(), room=self._room(end))
+        drawn = self._draw(logits, ledger.advance(end), self._present_rules())
         ledger.record(end, drawn.tokens, drawn.logprobs)
         if drawn.kept is not None:
             self._note_kept(drawn, range(end))
@@ -196,6 +197,10 @@ class Engine:
             ended = torch.logical_or(stopped, front.position >= front.last)
         if bool(ended.any()):
             self._finish(ended, stopped, range(end))
+
+    def _draw(self, logits: torch.Tensor, uniforms: torch.Tensor, rules: DrawRules) -> Draw:
+        kernels = present_kernels() if self.device.type == "cpu" else None
+        return draw(logits, uniforms, rules, room=self._room(len(logits)), kernels=kernels)
 
     def _room(self, rows: int) -> Sequence[torch.Tensor]:
         if len(self._draw_parts[0]) != rows:
@@ -342,7 +347,7 @@ class Engine:
             logits = logits.index_select(0, index[1])
         kinds = [row.request.params for row in rows]
         rules = DrawRules.of(kinds[:1] if len(set(kinds)) == 1 else kinds, self.device)
-        drawn = draw(logits, self.ledger.advance_some(index[0]), rules, room=self._room(len(rows)))
+        drawn = self._draw(logits, self.ledger.advance_some(index[0]), rules)
         self.ledger.record_some(index[0], drawn.tokens, drawn.logprobs)
         if drawn.kept is not None:
             self._note_kept(drawn, slots)

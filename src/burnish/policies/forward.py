@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -270,7 +271,7 @@ def choose_forward(model: Any) -> Forward:
         return RecomputedForward(model)
     if not kinds <= STATELESS_LAYERS or getattr(base, "_is_stateful", False):
         return RecomputedForward(model)
-    for kind in (LeanForward, CachedForward):
+    for kind in (LeanForward, partial(LeanForward, compiled=False), CachedForward):
         try:
             forward: Forward = kind(model)
             if computes_logits(forward, model, config):

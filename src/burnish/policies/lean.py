@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from burnish.policies.decoder import describe_decoder
+from burnish.policies.kernels import Kernels, present_kernels
 from burnish.policies.packed import (
     Matrix,
     PackedLayer,
@@ -41,14 +42,15 @@ _MOST_PLANS = 256
 class LeanForward:
     """Next-token logits of the rows of a `SlotStore`, for a model that `describe_decoder` understands.
 
-    `refresh` must follow every change of the weights.  mask_tables: what prepared steps of equal (places, columns,
-    window) share.  Raises ValueError for a model that is not understood.
+    `refresh` must follow every change of the weights.  compiled: use functions compiled on this machine where there are
+    any.  mask_tables: what prepared steps of equal (places, columns, window) share.  Raises ValueError for a model that
+    is not understood.
     """
 
     keeps_state = True
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, *, compiled: bool = True) -> None:
+        self.model, self._compiled = model, compiled
         self._rooms: dict[tuple[str, torch.dtype], Tensor] = {}
         sight = sight_of(model)
         self._sight = None if sight is None or sight.encoder.whole else sight
@@ -88,6 +90,11 @@ class LeanForward:
         for layer in range(len(decoder.layers)):
             store.allocate(layer, heads=decoder.kv_heads, key_dim=size, value_dim=size, dtype=self.packed.dtype)
         return store
+
+    def present_kernels(self) -> Kernels | None:
+        """The compiled functions that prepared steps may use."""
+        plain = self.device.type == "cpu" and self.packed.dtype == torch.float32
+        return present_kernels() if plain and self._compiled else None
 
     def angles(self, columns: int) -> tuple[Tensor, ...]:
         """Complex cosines and sines [>= columns, head_dim / 2] of each set of rotary frequencies."""

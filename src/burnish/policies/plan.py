@@ -2,7 +2,8 @@
 
 A step of a small model on a CPU is about a hundred operations of some 10 microseconds each, so what Python does between
 them counts: every operation is bound to its buffers once, and a step only makes the calls.  Buffers that are never
-alive at once share their memory, since what a step touches is more than a core's own cache holds.
+alive at once share their memory, since what a step touches is more than a core's own cache holds.  Where functions were
+compiled on this machine (`burnish.policies.kernels`), norms, gates and attention are one call each.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from burnish.policies.kernels import BLOCK, LANES, Kernels
 from burnish.policies.packed import Matrix, PackedLayer, PackedNorm, wide_type
 from burnish.policies.parts import ACTIVATIONS
 from burnish.policies.slots import SlotStore
@@ -35,16 +37,20 @@ class DecodePlan:
 
     It is bound to the memory of the packed weights and of the store: a new plan must follow where either moves, and
     where a setting of the model changes; new weights in the same memory it takes as they are.
-    `calls` are made in order.  Example: 3 layers with rotary positions and query and key norms are 83 calls.
+    `calls` are made in order.  Example: 3 layers with rotary positions and query and key norms are 83 calls, 35 of them
+    compiled ones and products.
     """
 
     h: Tensor
     logits: Tensor
 
     def __init__(self, forward: LeanForward, store: SlotStore, rows: int, columns: int) -> None:
-        self.packed, self.decoder, self.store = forward.packed, forward.decoder, store
+        self.packed, self.decoder, self.store, self.silu = forward.packed, forward.decoder, store, forward.silu
         self.rows, self.columns, self.fused, self.device = rows, columns, forward.fused, forward.device
         self.calls: list[Callable[[], object]] = []
+        self.kernels = forward.present_kernels()
+        fits = self.decoder.head_dim % LANES == 0 and store.columns % BLOCK == 0 and store.keys_across
+        self.attends = self.kernels if fits else None
         self._take_buffers(forward.room)
         self._set_positions(forward.angles(store.columns))
         self._set_masks(forward.mask_tables)
@@ -112,14 +118,14 @@ class DecodePlan:
         self.positions = torch.zeros(rows, dtype=torch.long, device=self.device)
         self.row_index = torch.arange(rows, device=self.device)
         # with one key head a token's values are one row of a matrix, which is cheaper to write
-        self.flat_values = self.decoder.kv_heads == 1
+        self.flat_values = self.decoder.kv_heads == 1 and self.attends is None
         if self.flat_values:
             self.flat = torch.empty_like(self.row_index)
             self.add("writes", torch.add, self.row_index * self.store.columns, self.positions, out=self.flat)
         if packed.positions is not None:
             self.add("embedding", _add_rows, self.x, packed.positions, self.positions)
-        self.turns = []
-        for table in tables:
+        self.turns, self.tables = [], tables
+        for table in () if self.attends is not None else tables:
             turn = torch.empty(rows, 1, table.shape[1], dtype=table.dtype, device=self.device)
             spread = turn.new_empty(rows, self.qk.shape[1], table.shape[1])
             self.add("rotation", torch.index_select, table, 0, self.positions, out=turn.view(rows, -1))
@@ -132,6 +138,8 @@ class DecodePlan:
         device, dtype = self.device, self.packed.dtype
         columns, places = torch.arange(self.columns, device=device), self.store.columns
         self.masks: dict[int | None, Tensor] = {}
+        if self.attends is not None:
+            return
         for window in {self._window(layer) for layer in self.packed.layers}:
             self.masks[window] = torch.empty(self.rows, 1, 1, self.columns, dtype=dtype, device=device)
             mask = self.masks[window][:, 0, 0]
@@ -152,9 +160,12 @@ class DecodePlan:
     def _block(self, index: int, layer: PackedLayer) -> None:
         self._norm(self.x, layer.attention_norm)
         self._product(self.h, layer.qkv, self.qkv)
-        self._turn(layer)
-        self._write(index)
-        self._attend(index, layer)
+        if self.attends is not None:
+            self._attend_compiled(self.attends, index, layer)
+        else:
+            self._turn(layer)
+            self._write(index)
+            self._attend(index, layer)
         self._into_stream(self.mixed.view(self.rows, -1), layer.o, layer.attention_out_norm)
         self._norm(self.x, layer.mlp_norm)
         for matrix, out in zip(layer.gate_up, self.inner, strict=True):
@@ -166,6 +177,9 @@ class DecodePlan:
         """h = norm(x)."""
         if norm.centred:
             self.add("norms", _layer_norm, x, norm, self.h)
+            return
+        if self.kernels is not None and norm.gain is None and x.shape[1] % LANES == 0:
+            self.add("norms", self.kernels.norm(x, float(norm.floor) ** 2, self.h))
             return
         wide, scale = self.norm.dtype, self.norm
         floored = x is self.x and norm.eps == self.floored_eps
@@ -221,6 +235,14 @@ class DecodePlan:
         else:
             self.add("writes", values.transpose(1, 2).index_put_, where, self.v)
 
+    def _attend_compiled(self, kernels: Kernels, index: int, layer: PackedLayer) -> None:
+        """What `_turn`, `_write` and `_attend` do."""
+        gain = None if layer.qk_gain is None else (layer.qk_gain, float(layer.qk_floor) ** 2)
+        turns = self.tables[layer.rope] if layer.rope >= 0 else None
+        mixed = self.mixed.view(self.rows, -1)
+        memory = self.store.layer(index)
+        self.add("attention", kernels.attend(self.qkv, self.positions, gain, turns, memory, mixed, layer.window))
+
     def _attend(self, index: int, layer: PackedLayer) -> None:
         """mixed = what the queries read."""
         part, rows = "attention", self.rows
@@ -243,8 +265,11 @@ class DecodePlan:
         if not self.packed.gated:
             self.add(part, _activate, ACTIVATIONS[name], self.inner[0], self.act)
             return
+        if self.kernels is not None and self.silu and len(self.inner) == 1 and self.act.shape[1] % LANES == 0:
+            self.add(part, self.kernels.silu(self.inner[0], self.act))
+            return
         gate, up = self.inner if len(self.inner) == 2 else self.inner[0].chunk(2, dim=-1)
-        if name in ("silu", "swish"):
+        if self.silu:
             self.add(part, F.silu, gate, inplace=True)
         else:
             self.add(part, _activate, ACTIVATIONS[name], gate, gate)
