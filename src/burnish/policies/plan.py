@@ -37,8 +37,8 @@ class DecodePlan:
 
     It is bound to the memory of the packed weights and of the store: a new plan must follow where either moves, and
     where a setting of the model changes; new weights in the same memory it takes as they are.
-    `calls` are made in order.  Example: 3 layers with rotary positions and query and key norms are 83 calls, 35 of them
-    compiled ones and products.
+    `calls` are made in order.  Example: 3 layers with rotary positions and query and key norms are 83 calls, or 26
+    with compiled ones.
     """
 
     h: Tensor
