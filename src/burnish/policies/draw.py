@@ -105,8 +105,8 @@ def draw(
     kernels: Kernels | None = None,
 ) -> Draw:
     """One token for each row.  uniforms_R: as `draw_uniforms` gives them, used in float32.  room: two float32 tensors
-    [R, V] to work in; fresh pages can cost more than the work on them.  kernels: for rows of logits on
-    a CPU that are drawn at temperature 1 from the whole distribution.
+    [R, V] to work in; fresh pages can cost more than the work on them.  kernels: of this process, for float32 on a CPU;
+    they draw the rows at temperature 1 over the whole vocabulary.
 
     The log-probability of a greedy row is 0, that of a sure event.  Raises RunStopped where the logits are not finite,
     since nothing drawn from them could be trained on.

@@ -30,6 +30,7 @@ INLINE float sum(vec v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]
 INLINE vec exponential(vec x) {
   const vec shift = all(12582912.0f); /* 1.5 * 2^23: adding and taking it away again rounds */
   const mask below = (mask)(x < all(-87.0f)), bias = {127, 127, 127, 127, 127, 127, 127, 127};
+  const mask place = {23, 23, 23, 23, 23, 23, 23, 23};
   x = choose((mask)(x > all(87.0f)), all(87.0f), x);
   vec n = (x * all(1.44269504088896341f) + shift) - shift;
   vec f = (x - n * all(0.693359375f)) + n * all(2.12194440e-4f);
@@ -41,7 +42,7 @@ INLINE vec exponential(vec x) {
   p = p * f + all(5.0000001201e-1f);
   p = p * f * f + f + all(1.0f);
   /* times 2^n, by its exponent */
-  mask power = (__builtin_convertvector(choose(below, all(0.0f), n), mask) + bias) * 8388608;
+  mask power = (__builtin_convertvector(choose(below, all(0.0f), n), mask) + bias) << place;
   return choose(below, all(0.0f), p * from_bits(power));
 }
 
