@@ -226,6 +226,16 @@ def test_draws_do_not_depend_on_how_neighbours_are_drawn(kernels: Kernels) -> No
 
 
 @needs_compiler
+def test_every_second_row_of_larger_tensors_is_drawn_from(kernels: Kernels) -> None:
+    logits = torch.randn(6, 80, generator=torch.Generator().manual_seed(0))
+    uniforms = torch.tensor([0.1, 0.9, 0.5, 0.2, 0.8, 0.4])
+    apart = draw(logits[::2, ::2], uniforms[::2], PLAIN, kernels=kernels)
+    together = draw(logits[::2, ::2].clone(), uniforms[::2].clone(), PLAIN, kernels=kernels)
+    assert torch.equal(apart.tokens, together.tokens)
+    assert torch.equal(apart.logprobs, together.logprobs)
+
+
+@needs_compiler
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_logits_that_are_not_finite_are_refused(bad: float, kernels: Kernels) -> None:
     logits = torch.zeros(3, 20)

@@ -117,7 +117,8 @@ def draw(
         return Draw(argmax_R, torch.zeros(len(argmax_R), device=logits_RV.device), None)
     plain = None
     if kernels is not None and rules.has_plain and logits_RV.dtype == torch.float32:
-        plain = kernels.draw(logits_RV.contiguous(), uniforms_R.float(), (_SMALLEST_TOTAL, 1 / _SMALLEST_TOTAL))
+        reach = (_SMALLEST_TOTAL, 1 / _SMALLEST_TOTAL)
+        plain = kernels.draw(logits_RV.contiguous(), uniforms_R.float().contiguous(), reach)
         if plain is not None and rules.all_plain:
             return Draw(*plain, None)
     if room is None:
