@@ -34,6 +34,7 @@ from burnish.cli import main
 from burnish.core.errors import RunStopped, StoreError
 from burnish.loop.conductor import Outside
 from burnish.loop.fork import fork_run, forked_recipe
+from burnish.loop.manifest import machine_notice, stored_recipe
 from burnish.loop.replay import replay_step
 from burnish.loop.standalone import export_run
 from burnish.store.layout import RunLayout
@@ -276,6 +277,21 @@ def test_changed_tasks_are_refused_and_another_change_of_the_source_is_said(
     assert event.detail in said
     assert "own_env.py has changed" in event.detail
     assert differences(facts(folder), reference) == []
+
+
+def test_other_arithmetic_is_said(stopped: Copy) -> None:
+    folder = stopped()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert machine_notice(folder, stored_recipe(folder)) == ""
+    manifest["versions"]["torch"] = "1.0"
+    manifest["hardware"]["compiled_decode"] ^= True
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    said: list[str] = []
+    resume_run(folder, watch=lambda progress: said.append(progress.message))
+    (event,) = RunReader(folder).events("machine_changed")
+    assert event.detail in said
+    assert "torch: 1.0 then" in event.detail
+    assert "compiled decode steps: " in event.detail
 
 
 def point_at(folder: Path, source: Path) -> None:

@@ -259,6 +259,19 @@ def test_a_library_is_compiled_once(tmp_path: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("content", [b"", b"rubbish"])
+def test_what_cannot_be_loaded_is_compiled_anew(content: bytes, tmp_path: Path) -> None:
+    load_kernels(tmp_path / "first")
+    (whole,) = (tmp_path / "first").iterdir()
+    file = tmp_path / "cache" / whole.name
+    file.parent.mkdir(mode=0o700)
+    file.write_bytes(content)
+    file.chmod(0o700)
+    load_kernels(file.parent)
+    assert file.read_bytes() == whole.read_bytes()
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", ["folder", "file"])
 def test_what_others_may_write_is_not_executed(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
@@ -304,3 +317,16 @@ def test_the_cache_is_where_the_system_keeps_caches(base: str, monkeypatch: pyte
     monkeypatch.setenv("XDG_CACHE_HOME", base)
     expected = Path("/somewhere/burnish") if base == "/somewhere" else Path.home() / ".cache" / "burnish"
     assert kernels_module.cache_folder() == expected
+
+
+def test_a_user_without_a_home_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(Path, "home", homeless)
+    loaded_kernels.cache_clear()
+    try:
+        assert loaded_kernels() is None
+    finally:
+        loaded_kernels.cache_clear()

@@ -28,7 +28,7 @@ from burnish.loop.fork_server import start_early
 from burnish.loop.go_back import go_back
 from burnish.loop.grading import open_world
 from burnish.loop.heap import settled_heap
-from burnish.loop.manifest import check_unchanged, make_manifest, source_notice, stored_recipe
+from burnish.loop.manifest import check_unchanged, machine_notice, make_manifest, source_notice, stored_recipe
 from burnish.loop.oversight import Oversight
 from burnish.loop.policy import Policy, create_policy, reopen_policy
 from burnish.loop.preflight import bad_rows, check_recipe, check_server
@@ -131,10 +131,13 @@ def resume_run(
         check_unchanged(folder, world)
         with recorded(writer):
             writer.set_status(RunState.RUNNING)
-            notice = source_notice(folder, recipe)
-            if notice:
-                writer.event("source_changed", notice)
-                watch(Progress(phase="prepare", message=notice))
+            for kind, notice in (
+                ("source_changed", source_notice(folder, recipe)),
+                ("machine_changed", machine_notice(folder, recipe)),
+            ):
+                if notice:
+                    writer.event(kind, notice)
+                    watch(Progress(phase="prepare", message=notice))
             loaded = _newest(writer)
             state = LoopState()
             _require_own_checkpoint(folder, loaded)

@@ -19,6 +19,7 @@ from burnish.core.hashing import bytes_hash, content_hash
 from burnish.loop.config import Recipe
 from burnish.loop.setup import available_cores
 from burnish.loop.worlds import World
+from burnish.policies.kernels import loaded_kernels
 from burnish.store.reader import RunReader
 
 PACKAGES = ("burnish", "torch", "transformers", "peft", "tokenizers", "numpy", "pyarrow")
@@ -80,6 +81,20 @@ def source_notice(folder: Path, recipe: Recipe) -> str:
     return f"{name} has changed since the run was started, with the same tasks; what follows is made by the new file"
 
 
+def machine_notice(folder: Path, recipe: Recipe) -> str:
+    """What to say where a run goes on with other arithmetic than it was started with; "" where it does not."""
+    manifest = RunReader(folder).manifest()
+    here = {"torch": _version("torch"), "compiled decode steps": _compiled(recipe)}
+    there = {
+        "torch": manifest["versions"]["torch"],
+        "compiled decode steps": manifest["hardware"]["compiled_decode"],
+    }
+    changed = [f"{name}: {there[name]} then, {here[name]} now" for name in here if here[name] != there[name]]
+    if not changed:
+        return ""
+    return f"{'; '.join(changed)}: what follows differs by rounding from what would have followed there"
+
+
 def tasks_hash(world: World, split: str) -> str:
     """Hash of the tasks of a split in order."""
     return content_hash([task.content_hash for task in world.taskset.tasks(split)])
@@ -119,4 +134,10 @@ def _hardware(recipe: Recipe) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "",
         "workers": recipe.run.workers,
         "threads": recipe.run.threads,
+        "compiled_decode": _compiled(recipe),
     }
+
+
+def _compiled(recipe: Recipe) -> bool:
+    """Whether compiled functions take part in a decode step on a CPU here."""
+    return recipe.run.threads == 1 and loaded_kernels() is not None

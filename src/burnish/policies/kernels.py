@@ -119,29 +119,44 @@ def loaded_kernels() -> Kernels | None:
 
 
 def cache_folder() -> Path:
-    """Where compiled functions are kept, by the rules of the XDG base directories."""
+    """Where compiled functions are kept, by the rules of the XDG base directories.  Raises Refused without a home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "burnish"
+    try:
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "burnish"
+    except RuntimeError as error:
+        raise Refused(f"this user has no home folder ({error}); set XDG_CACHE_HOME to an absolute path") from error
 
 
 def load_kernels(folder: Path) -> Kernels:
-    """From `folder`, compiled into it where it is not there yet.  Raises Refused where that cannot be done, and where
-    other users could have written the folder or the file, since what is in it is executed."""
+    """From `folder`, compiled into it where there is nothing that can be loaded.  Raises Refused where that cannot be
+    done, and where other users could have written the folder or the file, since what is in it is executed."""
     path = folder / f"kernels-{_fingerprint()}.so"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
+        library = _opened(path) if path.exists() else None
+        if library is None:
             _compile(path)
-        for one in (folder, path):
-            found = one.stat()
-            if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise Refused(f"{one} can be written by other users")
+            library = _opened(path)
+    except OSError as error:
+        raise Refused(f"no compiled kernels in {folder}: {error}") from error
+    if library is None:
+        raise Refused(f"{path} has just been compiled and cannot be loaded")
+    return Kernels(library)
+
+
+def _opened(path: Path) -> ctypes.CDLL | None:
+    """None for a file that is no library with these functions."""
+    for one in (path.parent, path):
+        found = one.stat()
+        if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise Refused(f"{one} can be written by other users")
+    try:
         library = ctypes.CDLL(str(path))
         for name in ("burnish_norm", "burnish_silu", "burnish_attend"):
             getattr(library, name).restype = None
-    except (OSError, RuntimeError, AttributeError) as error:
-        raise Refused(f"no compiled kernels in {folder}: {error}") from error
-    return Kernels(library)
+    except (OSError, AttributeError):
+        return None
+    return library
 
 
 def _fingerprint() -> str:
