@@ -17,7 +17,7 @@ from burnish.diagnosis.constraint import Log
 from burnish.diagnosis.diagnose import Engine, Model
 from burnish.diagnosis.difference import Difference
 from burnish.diagnosis.formats.agentrx import labels_of
-from burnish.diagnosis.hypotheses import Hypothesis, hypotheses
+from burnish.diagnosis.hypotheses import Hypothesis
 from burnish.diagnosis.localise import PRIOR, SPREAD, Example, Weights, fit, none_features, rank
 from burnish.diagnosis.policy import load_policy
 from burnish.diagnosis.reading import BadRecord, read_records
@@ -34,8 +34,9 @@ POLICY = Path(__file__).resolve().parents[2] / "src/burnish/diagnosis/policies/r
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A record that has been looked at with and without its reference; nothing is weighed yet."""
+    """A record that `engine` has looked at with and without its reference; nothing is weighed yet."""
 
+    engine: Engine
     record: Record
     view: View
     log: Log
@@ -70,7 +71,7 @@ def _good(path: Path) -> Iterable[Record]:
 def run_of(engine: Engine, record: Record) -> Run:
     """A record that has been looked at."""
     view, log, found = engine.look(record)
-    return Run(record=record, view=view, log=log, found={True: found, False: Difference()})
+    return Run(engine=engine, record=record, view=view, log=log, found={True: found, False: Difference()})
 
 
 def position_of(run: Run, index: int) -> int:
@@ -95,8 +96,9 @@ def train(passing: Sequence[Run], failed: Sequence[Run], reference: bool, spread
 
 
 def cases_of(run: Run, reference: bool, lift: Mapping[str, float]) -> tuple[Hypothesis, ...]:
-    """Hypotheses about a run."""
-    return hypotheses(run.view, run.log, run.found[reference], lift)
+    """Hypotheses about a run, as the engine ranks them."""
+    engine = replace(run.engine, model=Model(lifts=lift))
+    return engine.cases(run.view, run.log, run.found[reference])
 
 
 def _example(run: Run, reference: bool, lift: Mapping[str, float]) -> Example:
@@ -128,18 +130,16 @@ class Answer:
 
 def answer(run: Run, model: Model, reference: bool) -> Answer:
     """The engine's answer, forced, and whether it would have accused the run with its outcome hidden."""
-    found = run.found[reference]
-    ranking = Engine(model=model).rank(run.view, cases_of(run, reference, model.lifts), found)
-    best = ranking.suspects[0]
-    threshold = model.accuse_at if reference else model.accuse_blind_at
-    root = run.root or Label(index=-1)
+    engine = replace(run.engine, model=model)
+    found = engine.weigh(run.view, run.log, run.found[reference], failed=False)
+    best = found.suspects[0]
     return Answer(
         index=best.index,
         category=best.category,
         owner=best.owner,
-        truth=root,
-        accused=1 - ranking.p_none >= threshold,
-        p=best.p / max(1e-12, 1 - ranking.p_none),
+        truth=run.root or Label(index=-1),
+        accused=found.accused,
+        p=best.p / max(1e-12, 1 - found.p_none),
     )
 
 

@@ -99,19 +99,26 @@ class Engine:
         """
         view, log, found = self.look(record, use_reference=use_reference)
         failed = record.passed is False if known_failed is None else known_failed
-        cases = self._arguable(view, hypotheses(view, log, found, self.model.lifts), found)
-        ranking = self.rank(view, cases, found)
+        return self.weigh(view, log, found, failed=failed)
+
+    def weigh(self, view: View, log: Log, found: Difference, *, failed: bool) -> Diagnosis:
+        """The diagnosis of what `look` has seen.  failed: that it did is known."""
+        ranking = self.rank(view, self.cases(view, log, found), found)
         suspects, threshold = ranking.suspects, self.model.accuse_at if found.compared else self.model.accuse_blind_at
         if failed and ranking.p_none < 1.0:
             suspects = tuple(_scaled(s, 1.0 / max(1e-12, 1.0 - ranking.p_none)) for s in suspects)
         return Diagnosis(
-            record_id=record.id,
+            record_id=view.record.id,
             suspects=suspects,
             p_none=0.0 if failed else ranking.p_none,
             accused=bool(suspects) and (failed or 1.0 - ranking.p_none >= threshold),
             log=log,
             difference=found,
         )
+
+    def cases(self, view: View, log: Log, found: Difference) -> tuple[Hypothesis, ...]:
+        """The hypotheses that are ranked, and that weights are fitted on."""
+        return self._arguable(view, hypotheses(view, log, found, self.model.lifts), found)
 
     def _arguable(self, view: View, cases: tuple[Hypothesis, ...], found: Difference) -> tuple[Hypothesis, ...]:
         """Without those against others than the agent for which there is no evidence.
