@@ -13,13 +13,13 @@ import httpx
 import pytest
 
 from burnish.core.judge import Criterion, Judge, JudgeReply, JudgeRequest, JudgeUsage, Verdict
+from burnish.core.judge_reply import read_reply
 from burnish.core.message import Message
 from burnish.core.sampling import Sample, SampleRequest
 from burnish.core.task import Task
 from burnish.graders.judge_budget import BudgetedJudge, JudgeLedger, JudgePrice
 from burnish.graders.judge_cache import CachedJudge, JudgeCache
 from burnish.graders.judge_policy import PolicyJudge
-from burnish.graders.judge_reply import read_reply
 from burnish.graders.rubric import RubricGrader
 from burnish.graders.rubric_criteria import Rubric, RubricCriterion
 from burnish.integrations.openai_judge import OpenAIJudge

@@ -125,7 +125,7 @@ class Moody(ScriptedJudge):
 def test_a_judge_that_changed_is_a_finding(
     files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge_command, "_made", lambda name, arguments, ledger: Moody())
+    monkeypatch.setattr(judge_command, "open_judge", lambda name, arguments, ledger: Moody())
     monkeypatch.setattr(Moody, "mood", 1)
     words = ["judge", "drift", str(files / "l.jsonl"), "--rubric", str(files / "r.toml"), "--judge", "openai:m"]
     words += ["--baseline", str(files / "b.json")]

@@ -1,8 +1,7 @@
-"""From evidence to an answer: differences, rankings, fitted weights, generated constraints, a judge, the command."""
+"""From evidence to an answer: differences, rankings, fitted weights, generated constraints, the command."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import Any
 import pytest
 
 from burnish.cli import main
-from burnish.core.judge import JudgeCause, JudgeError, JudgeReply, JudgeRequest, Verdict
 from burnish.diagnosis.built_in import engine_of
 from burnish.diagnosis.diagnose import Engine, Model, diagnosis_json, load_model, model_json
 from burnish.diagnosis.difference import Kind, difference
 from burnish.diagnosis.formats.chat import write_chat
 from burnish.diagnosis.generated import admit
 from burnish.diagnosis.hypotheses import Hypothesis
-from burnish.diagnosis.judge import judged
 from burnish.diagnosis.localise import PRIOR, Example, Weights, fit, rank
 from burnish.diagnosis.record import Call, Item, Record, Reference
 from burnish.diagnosis.taxonomy import Category, Fault
@@ -171,35 +168,6 @@ def test_generated_constraints_vote_only_after_every_gate() -> None:
     assert "passing runs" in admit([proposal()], unlisted)[0].refused
     assert admit([proposal()], [])[0].constraint is None
     assert admit([{"rule": {"id": "x", "kind": "before", "needs": "__import__('os')"}}, 3, None], passing)[1].refused
-
-
-class Scripted:
-    """A judge that says yes to one message."""
-
-    name, version = "scripted", "1"
-
-    def __init__(self, index: int | None) -> None:
-        self.index, self.seen = index, ""
-
-    async def judge(self, request: JudgeRequest) -> JudgeReply:
-        self.seen = request.prompt
-        if self.index is None:
-            raise JudgeError(JudgeCause.TIMEOUT, "scripted")
-        verdicts = [Verdict(criterion=c.id, value=float(c.id == f"message_{self.index}")) for c in request.criteria]
-        return JudgeReply(verdicts=tuple(verdicts), version="1")
-
-
-def test_a_judge_sees_the_log_and_moves_the_ranking() -> None:
-    case = replace(bought("11"), passed=False)
-    found = Engine().diagnose(case)
-    second = found.suspects[1]
-    judge = Scripted(second.index)
-    after = asyncio.run(judged(judge, case, found, nonce="n"))
-    assert after.judged
-    assert after.suspects[0].index == second.index
-    assert sum(s.p for s in after.suspects) == pytest.approx(1.0)
-    assert "departs: wrong_argument" in judge.seen
-    assert asyncio.run(judged(Scripted(None), case, found)) == found
 
 
 def test_the_command_diagnoses_a_file_and_goes_on_past_bad_records(

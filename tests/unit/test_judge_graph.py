@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from judge_endpoint import judge_endpoint
 
 from burnish.core.errors import ConfigError, StoreError
 from burnish.core.grade import Grade
@@ -210,56 +207,19 @@ def test_a_rubric_without_its_judge_is_refused(graph: Path) -> None:
         load_graph(graph)
 
 
-class _Endpoint(BaseHTTPRequestHandler):
-    """Finds every criterion met, and every control as it should be."""
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.keys.append(self.headers["Authorization"])  # type: ignore[attr-defined]
-        schema = body["response_format"]["json_schema"]["schema"]
-        material, _, listed = body["messages"][1]["content"].rpartition("\n\nCriteria:\n")
-        rows = []
-        for number, line in enumerate(listed.split("\n"), start=1):
-            is_control = line.startswith(f'{number}. The word "')
-            met = line.split('"')[1] in material if is_control else True
-            rows.append({"item": number, "quote": "", "reason": "", "value": int(met)})
-        text = json.dumps({"nonce": schema["properties"]["nonce"]["enum"][0], "verdicts": rows})
-        reply = {"model": body["model"], "choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
-        data = json.dumps(reply).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def endpoint() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Endpoint)
-    server.keys = []  # type: ignore[attr-defined]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
 def test_an_endpoint_is_a_judge_of_a_graph_and_its_replies_outlive_it(
-    graph: Path, endpoint: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+    graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sesame")
-    url = f"http://127.0.0.1:{endpoint.server_address[1]}/v1"
-    options = f'{{ url = "{url}", model = "m", key_variable = "JUDGE_KEY", max_attempts = 1 }}'
-    judge = f'use = "burnish.integrations.openai_judge:judge_at"\noptions = {options}\n'
-    text = graph.read_text()
-    head = text[: text.index("use =")] + judge + text[text.index("cache =") :]
-    graph.write_text(head)
-    assert "sesame" not in head
-    assert grade(load_graph(graph), "Hello there").score == 1.0
-    assert endpoint.keys == ["Bearer sesame"]  # type: ignore[attr-defined]
-    endpoint.shutdown()
-    endpoint.server_close()
+    with judge_endpoint() as endpoint:
+        options = f'{{ url = "{endpoint.url}", model = "m", key_variable = "JUDGE_KEY", max_attempts = 1 }}'
+        judge = f'use = "burnish.integrations.openai_judge:judge_at"\noptions = {options}\n'
+        text = graph.read_text()
+        head = text[: text.index("use =")] + judge + text[text.index("cache =") :]
+        graph.write_text(head)
+        assert "sesame" not in head
+        assert grade(load_graph(graph), "Hello there").score == 1.0
+        assert endpoint.keys == ["Bearer sesame"]
     gone = load_graph(graph)
     assert grade(gone, "Hello there").score == 1.0
     assert grade(gone, "Something new").cause == "judge:unavailable"

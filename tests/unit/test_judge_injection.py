@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from burnish.core.judge import JudgeCause, JudgedPart, JudgeError, JudgeReply, JudgeRequest
-from burnish.core.task import Task
-from burnish.graders.judge_prompt import (
+from burnish.core.judge_prompt import (
     CONTROL_ABSENT,
     CONTROL_PRESENT,
     build_request,
     fresh_nonce,
     neutralise,
 )
+from burnish.core.task import Task
 from burnish.graders.rubric import RubricGrader
 from burnish.graders.rubric_criteria import Judging, Rubric, RubricCriterion
 from burnish.testing.fakes import GullibleJudge

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from burnish.core.judge import JudgeCause, JudgeError, Verdict
-from burnish.graders.judge_reply import is_quoted, read_reply
+from burnish.core.judge_reply import is_quoted, read_reply
 from burnish.testing.judge import ANSWER, CRITERIA, question
 
 REQUEST = question(controls=False, nonce=lambda: "n" * 32)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,8 +17,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from burnish.cli.diagnose_judge import Panel, open_panel
 from burnish.core.errors import BurnishError, ConfigError, StoreError
-from burnish.core.judge import Judge
 from burnish.diagnosis.built_in import engine_of, policy_of_run
 from burnish.diagnosis.comparison import Change, compare, regressed
 from burnish.diagnosis.corrections import LABEL, Correction, last_words, of_run, read_corrections
@@ -28,7 +26,6 @@ from burnish.diagnosis.diagnose import Diagnosis, Engine, diagnosis_json
 from burnish.diagnosis.formats.atif import write_atif
 from burnish.diagnosis.formats.run import read_run
 from burnish.diagnosis.generated import admit
-from burnish.diagnosis.judge import judged
 from burnish.diagnosis.markdown import compared, headline, markdown, reviewed_line, slice_rows
 from burnish.diagnosis.overview import Case, Overview, Thinned, overview_json
 from burnish.diagnosis.page import page
@@ -58,8 +55,9 @@ EXIT_REGRESSED = 4
 
 @dataclass(slots=True)
 class _Out:
-    """Where rows go: files by what is in them, and what is shown in the end."""
+    """Where rows go: files by what is in them, and what is shown in the end.  panel: the judge, if any."""
 
+    panel: Panel | None = None
     files: dict[str, TextIO] = field(default_factory=dict)
     written: Counter[str] = field(default_factory=Counter)
     bad_shown: list[BadRecord] = field(default_factory=list)
@@ -81,7 +79,7 @@ def diagnose(arguments: argparse.Namespace, console: Console) -> int:
     _check(arguments)
     if arguments.constraints:
         engine.generated = _generated(arguments, engine.policy, console)
-    found = _Out()
+    found = _Out(panel=open_panel(arguments))
     overview = _diagnosed(arguments, engine, found, console)
     changes: list[Change] = []
     if arguments.compare and overview.runs:
@@ -114,23 +112,16 @@ def _diagnosed(arguments: argparse.Namespace, engine: Engine, found: _Out, conso
     for record in _records(arguments) if arguments.export or arguments.tag else ():
         if isinstance(record, Record):
             passing.add(record)
-    judge = _judge(arguments)
     with ExitStack() as files:
-        # one event loop for all questions, since an endpoint keeps its connections in it
-        runner = files.enter_context(asyncio.Runner())
         found.files = _files(arguments, files)
-        for record in _records(arguments):
+        rows = ((record, _diagnosis(arguments, engine, record)) for record in _records(arguments))
+        for record, diagnosis in found.panel.looked(rows) if found.panel else rows:
             if isinstance(record, BadRecord):
                 overview.bad += 1
                 found.bad_shown += [record] if len(found.bad_shown) < SHOWN else []
                 continue
             if "atif" in found.files:
                 found.row("atif", write_atif(record))
-            diagnosis = None
-            if not record.passed or arguments.all:
-                diagnosis = _diagnosis(arguments, engine, record)
-                if judge is not None and diagnosis.accused:
-                    diagnosis = runner.run(judged(judge, record, diagnosis))
             case = overview.add(record, diagnosis, corrections.get(record.id))
             if diagnosis is not None and (not wanted or (case is not None and selects(tag_row(case), wanted))):
                 _rows(arguments, found, record, diagnosis, case, passing, console)
@@ -139,8 +130,10 @@ def _diagnosed(arguments: argparse.Namespace, engine: Engine, found: _Out, conso
     return overview
 
 
-def _diagnosis(arguments: argparse.Namespace, engine: Engine, record: Record) -> Diagnosis:
+def _diagnosis(arguments: argparse.Namespace, engine: Engine, record: Record | BadRecord) -> Diagnosis | None:
     """With `--failed`, a record that does not say how it ended counts as failed."""
+    if isinstance(record, BadRecord) or (record.passed and not arguments.all):
+        return None
     failed = True if arguments.failed and record.passed is None else None
     return engine.diagnose(record, use_reference=not arguments.no_reference, known_failed=failed)
 
@@ -265,20 +258,6 @@ def _generated(arguments: argparse.Namespace, policy: Policy, console: Console) 
     return tuple(row.constraint for row in admitted if row.constraint is not None)
 
 
-def _judge(arguments: argparse.Namespace) -> Judge | None:
-    if not arguments.judge:
-        return None
-    from burnish.integrations.openai_judge import OpenAIJudge
-
-    kind, _, model = arguments.judge.partition(":")
-    base_url = arguments.base_url or os.environ.get("OPENAI_BASE_URL", "")
-    if kind != "openai" or not model or not base_url:
-        raise ConfigError(
-            f"a judge is named openai:MODEL, its endpoint in --base-url or OPENAI_BASE_URL; got {arguments.judge!r}"
-        )
-    return OpenAIJudge(base_url, model, os.environ.get("OPENAI_API_KEY", ""))
-
-
 def _records(arguments: argparse.Namespace) -> Iterator[Record | BadRecord]:
     path = Path(arguments.path)
     if path.is_file():
@@ -326,6 +305,8 @@ def _report(
     console.print(headline(overview, review=False), highlight=False)
     for path, count in _made(arguments, found):
         console.print(f"wrote {path}{count}", markup=False, highlight=False, soft_wrap=True)
+    for line in found.panel.summary() if found.panel else ():
+        console.print(line, markup=False, emoji=False, highlight=False, width=_width(console))
     if overview.reviewed:
         console.print(reviewed_line(overview), highlight=False)
     for bad in found.bad_shown:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,10 +16,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from burnish.cli.open_judge import open_judge
 from burnish.core.errors import ConfigError
-from burnish.core.judge import Judge
 from burnish.graders.agreement import Agreement, Scale, alpha_interval, cohen_kappa, rating_table
-from burnish.graders.judge_budget import BudgetedJudge, JudgeLedger
+from burnish.graders.judge_budget import JudgeLedger
 from burnish.graders.judge_calibration import (
     Accuracy,
     Judgement,
@@ -31,7 +30,6 @@ from burnish.graders.judge_calibration import (
     position_bias,
 )
 from burnish.graders.judge_drift import DriftBaseline, check_drift, load_baseline
-from burnish.graders.judge_spec import kept
 from burnish.graders.rubric_criteria import Rubric
 from burnish.graders.rubric_file import load_rubric
 from burnish.graders.rubric_labelled import judge_labelled, load_labelled, values_of
@@ -56,7 +54,7 @@ def _calibrate(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.out and Path(arguments.out).exists():
         raise ConfigError(f"{arguments.out} exists; name a new file")
     ledger = JudgeLedger(max_requests=arguments.max_requests)
-    judges = [_made(name, arguments, ledger) for name in arguments.judge]
+    judges = [open_judge(name, arguments, ledger) for name in arguments.judge]
     if not judges:
         raise ConfigError("name at least one judge, such as --judge openai:MODEL")
     found = asyncio.run(judge_labelled(rubric, judges, cases, orders=arguments.orders))
@@ -79,22 +77,6 @@ def _calibrate(arguments: argparse.Namespace, console: Console) -> int:
     spent = ledger.spent
     _say(console, f"{len(cases)} examples; {spent.requests} requests, {spent.tokens} tokens spent.")
     return 0
-
-
-def _made(name: str, arguments: argparse.Namespace, ledger: JudgeLedger) -> Judge:
-    """The judge of a word such as openai:MODEL, with its budget and its cache."""
-    from burnish.integrations.openai_judge import OpenAIJudge
-
-    kind, _, model = name.partition(":")
-    if kind != "openai" or not model:
-        raise ConfigError(f"a judge is named openai:MODEL, got {name!r}")
-    base_url = arguments.base_url or os.environ.get("OPENAI_BASE_URL", "")
-    if not base_url and not arguments.offline:
-        raise ConfigError("give the endpoint with --base-url or in OPENAI_BASE_URL, such as http://127.0.0.1:8000/v1")
-    asked = OpenAIJudge(base_url or "http://127.0.0.1", model, os.environ.get("OPENAI_API_KEY", ""))
-    if arguments.offline and not arguments.cache:
-        raise ConfigError("--offline needs the replies of an earlier call: --cache FILE")
-    return kept(BudgetedJudge(asked, ledger), arguments.cache, offline=arguments.offline)
 
 
 Summary = tuple[dict[str, Accuracy], Accuracy, PositionBias | None, Counter[str]]
@@ -200,7 +182,7 @@ def _drift(arguments: argparse.Namespace, console: Console) -> int:
         raise ConfigError("a drift check asks anew; leave out --cache and --offline")
     rubric, path = load_rubric(arguments.rubric), Path(arguments.baseline)
     cases = load_labelled(arguments.file, rubric)
-    asked = _made(arguments.judge[0], arguments, JudgeLedger(max_requests=arguments.max_requests))
+    asked = open_judge(arguments.judge[0], arguments, JudgeLedger(max_requests=arguments.max_requests))
     known = load_baseline(path) if path.exists() else None
     if known is not None and known.judge != asked.version:
         raise ConfigError(f"{path} is a baseline of {known.judge}, not of {asked.version}; name another file")

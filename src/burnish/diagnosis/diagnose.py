@@ -47,7 +47,7 @@ class Diagnosis:
 
     suspects: likeliest first; chances under "something went wrong" where the run is known to have failed, else beside
     `p_none`.  accused: whether that is enough to say so; where it is not, the answer is "don't know".  critical: the
-    first suspect of an accused run.
+    first suspect of an accused run.  judged: a judge has had a word in it; unjudged: why one that was asked has not.
     """
 
     record_id: str
@@ -57,6 +57,7 @@ class Diagnosis:
     log: Log
     difference: Difference
     judged: bool = False
+    unjudged: str = ""
 
     @property
     def critical(self) -> Suspect | None:
@@ -226,6 +227,7 @@ def diagnosis_json(diagnosis: Diagnosis, top: int = 5) -> dict[str, Any]:
         "untold": list(diagnosis.difference.untold),
         "violations": [violation_json(violation) for violation in diagnosis.log.violations],
         "judged": diagnosis.judged,
+        "unjudged": diagnosis.unjudged,
     }
 
 

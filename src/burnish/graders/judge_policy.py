@@ -13,9 +13,9 @@ from contextvars import ContextVar
 
 from burnish.core.errors import RenderError, SamplerError
 from burnish.core.judge import JudgeCause, JudgeError, JudgeReply, JudgeRequest, JudgeUsage
+from burnish.core.judge_reply import read_reply
 from burnish.core.message import Message
 from burnish.core.sampling import Finish, Renderer, Sampler, SampleRequest, SamplingParams
-from burnish.graders.judge_reply import read_reply
 
 
 class PolicyJudge:

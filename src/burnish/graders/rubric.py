@@ -20,12 +20,12 @@ from burnish.core.errors import ConfigError
 from burnish.core.grade import Grade, unanswered
 from burnish.core.hashing import content_hash, derive_seed
 from burnish.core.judge import Judge, JudgeCause, JudgedPart, JudgeError, JudgeReply, JudgeUsage, Verdict
+from burnish.core.judge_prompt import PROMPT_VERSION, TASK_PART, NonceSource, build_request, fresh_nonce
 from burnish.core.message import Message, Role
 from burnish.core.task import Task
 from burnish.core.text import clean_text
 from burnish.core.trajectory import Trajectory
 from burnish.graders.judge_calibration import Calibration, load_calibration
-from burnish.graders.judge_prompt import PROMPT_VERSION, TASK_PART, NonceSource, build_request, fresh_nonce
 from burnish.graders.rubric_criteria import Judging, Rubric, RubricCriterion, rubric_score
 from burnish.graders.rubric_file import load_rubric
 from burnish.graders.rules import final_text

@@ -13,7 +13,7 @@ import httpx
 
 from burnish.core.errors import ConfigError
 from burnish.core.judge import JudgeCause, JudgeError, JudgeReply, JudgeRequest, JudgeUsage
-from burnish.graders.judge_reply import read_reply
+from burnish.core.judge_reply import read_reply
 from burnish.integrations.endpoint import Endpoint, EndpointCause, EndpointError, EndpointOptions, malformed
 from burnish.integrations.openai_chat import ROUTE
 

@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from burnish.core.judge import Criterion, JudgeReply, JudgeRequest, JudgeUsage
+from burnish.core.judge_reply import read_reply
 from burnish.core.message import Message, Role, ToolCall
 from burnish.core.outcome import Owner
 from burnish.core.sampling import Extension, Finish, Sample, SampleRequest
 from burnish.core.task import Task
 from burnish.core.tool import Tool, ToolSpec
-from burnish.graders.judge_reply import read_reply
 
 _ROLE_IDS = {Role.SYSTEM: 256, Role.USER: 257, Role.ASSISTANT: 258, Role.TOOL: 259}
 _CALL = 260

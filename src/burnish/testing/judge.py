@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from burnish.core.judge import Criterion, Judge, JudgedPart, JudgeError, JudgeReply, JudgeRequest
-from burnish.graders.judge_prompt import NonceSource, build_request, fresh_nonce
+from burnish.core.judge_prompt import NonceSource, build_request, fresh_nonce
 from burnish.testing.fakes import GullibleJudge, ScriptedJudge
 
 GREETS = Criterion(id="greets", text="The answer greets the reader.")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from burnish.core.hashing import derive_seed
 from burnish.core.judge import Criterion, Judge, JudgedPart, JudgeError
+from burnish.core.judge_prompt import TASK_PART, build_request
 from burnish.graders.integrity.evidence import Evidence, as_text
 from burnish.graders.integrity.flag import Family, Flag, Strength
-from burnish.graders.judge_prompt import TASK_PART, build_request
 
 _CONTEXT = (
     "The material is the record of an agent at work: what it was asked, the calls it made, what it said at the end."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from burnish.core.judge_prompt import neutralise
 from burnish.graders.integrity.evidence import Evidence
 from burnish.graders.integrity.flag import Family, Flag, Strength
-from burnish.graders.judge_prompt import neutralise
 
 _MAX_CHARS = 20_000
 _LONG = 8_000

@@ -17,7 +17,7 @@ from random import Random
 
 from burnish.core.hashing import bytes_hash, canonical_json, derive_seed
 from burnish.core.judge import Criterion, JudgedPart, JudgeRequest
-from burnish.graders.judge_reply import reply_schema
+from burnish.core.judge_reply import reply_schema
 
 PROMPT_VERSION = "1"
 """Part of what replies are cached under; changed with any word below."""
