@@ -2,6 +2,7 @@
 reference, beside trivial answers and what was published of judged pipelines.
 
     python benchmarks/diagnosis.py [--quick] [--seeds N] [--data DIR] [--freeze] [--write-model FILE]
+                                   [--judge openai:MODEL [--base-url URL] [--votes N] [--cache FILE]]
 
 --data holds `agentrx_tau` (see the read-me of that folder; microsoft/AgentRx commit f228165, tau-retail alone); without
 it that part is skipped.  Unit of every step: message index.
@@ -13,8 +14,12 @@ in diagnosis_runs/rules.json.  The table over all 29 refits the
 weights for each left-out task.  What stays in-sample there: the rules of the 14, and the list of features.  What is
 known in general of these runs (marginal counts of categories, what others found) stands in their read-me and was known.
 
+A model as judge: the rows "read by a model" are those of all 29 after its word.  Its answers are kept as numbers in
+diagnosis_runs/model_answers.json, three to each question; --judge asks another one instead.
+
 Bar: with reference, over all 29, exact at least 10, category at least 10, owner above 20; at most 10% of the passing
 runs accused with outcomes hidden, with and without reference; 1,000 trajectories of 30 steps in under 10 s on one core.
+`holds` is that of the machine alone, `holds_read` that of the machine after the model's word.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,14 +48,17 @@ from diagnosis_runs.labelled import (
     read_runs,
     train,
 )
+from diagnosis_runs.read_by_model import asked, cases_left_out, heard, kept_count
 from diagnosis_runs.synthetic import records
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from burnish.cli.open_judge import open_judge
 from burnish.diagnosis.diagnose import Engine, model_json
 from burnish.diagnosis.localise import PRIOR, SPREAD
 from burnish.diagnosis.policy import load_policy
+from burnish.graders.judge_budget import JudgeLedger
 from burnish.stats.intervals import wilson
 
 SPLIT_SALT = "burnish diagnosis"
@@ -87,14 +95,15 @@ def main() -> int:
     speed_s = speed(100 if options.quick else 1000)
     result: dict[str, Any] = {"seconds_per_1000": speed_s, "quick": options.quick}
     holds: bool | None = None
+    read: bool | None = None
     if (folder / "tau_ground_truth.json").exists():
-        holds = _on_labels(folder, result, quick=options.quick, seeds=options.seeds, write_model=options.write_model)
+        holds, read = _on_labels(folder, result, options)
     else:
         console.print(f"skipped: no {folder / 'tau_ground_truth.json'}; the labelled runs are not part of the project")
     console.print(f"1,000 trajectories of 30 messages: {speed_s:.2f} s on one core (bar {SPEED_BAR_S:g} s)")
-    if holds is not None:
-        holds = holds and speed_s < SPEED_BAR_S
-    result["holds"] = None if options.quick else holds
+    if holds is not None and read is not None:
+        holds, read = holds and speed_s < SPEED_BAR_S, read and speed_s < SPEED_BAR_S
+    result["holds"], result["holds_read"] = (None, None) if options.quick else (holds, read)
     print(json.dumps(result))
     return 0 if options.quick or holds is not False else 1
 
@@ -105,6 +114,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1, help="of the random baseline")
     parser.add_argument("--data", default="data", help="folder that holds agentrx_tau")
     parser.add_argument("--freeze", action="store_true", help="write the list of rules and end")
+    parser.add_argument("--judge", default="", metavar="openai:MODEL", help="ask this one (default: kept answers)")
+    parser.add_argument("--base-url", default="", help="of its endpoint (default: $OPENAI_BASE_URL)")
+    parser.add_argument("--votes", type=int, default=3, help="answers of --judge to each question (default: 3)")
+    parser.add_argument("--cache", default="", metavar="FILE", help="keep the replies of --judge here")
     parser.add_argument("--write-model", default="", metavar="FILE", help="weights fitted on all runs, for `--weights`")
     return parser.parse_args()
 
@@ -153,7 +166,9 @@ def _name(reference: bool) -> str:
     return "with_reference" if reference else "without_reference"
 
 
-def _on_labels(folder: Path, result: dict[str, Any], *, quick: bool, seeds: int, write_model: str) -> bool:
+def _on_labels(folder: Path, result: dict[str, Any], options: argparse.Namespace) -> tuple[bool, bool]:
+    """Whether the bar holds for the machine alone, and after a model's word."""
+    quick, seeds, write_model = options.quick, options.seeds, options.write_model
     passing, failed = read_runs(folder)
     _, held = split_ids(run.record.id for run in failed)
     result["held_out_15"] = first_score(passing, failed, held)
@@ -167,10 +182,16 @@ def _on_labels(folder: Path, result: dict[str, Any], *, quick: bool, seeds: int,
         answers[reference], spared[reference] = left_out(passing, failed, reference)
         result[f"all_29_{_name(reference)}"] = figures(answers[reference])
         result[f"accused_{_name(reference)}"] = accusations(answers[reference], spared[reference])
+    result |= read_by_model(passing, failed, held, options)
     result["baselines"] = {name: figures(rows) for name, rows in baselines(failed).items()}
     result["baselines"]["random agent step"] = random_figures(failed, seeds)
-    console.print(_table(f"all {len(failed)}, weights refitted without the task", result, failed, "all_29"))
-    console.print(_table("15 held-out runs, scored once", result, failed, "held_out_15"))
+    title = f"all {len(failed)}, weights refitted without the task"
+    rows = [*_rows(_of(result, "all_29_"), _of(result, "read_")), *result["baselines"].items()]
+    console.print(_table(title, rows, PUBLISHED))
+    for reference in (True, False):
+        _say_votes(_name(reference), result)
+    rows = _rows(result["held_out_15"], _of(result, "read_held_out_"))
+    console.print(_table("15 held-out runs, scored once", rows))
     for reference in (True, False):
         row = result[f"accused_{_name(reference)}"]
         interval = f"[{row['passing_low']:.2f}, {row['passing_high']:.2f}]"
@@ -180,13 +201,50 @@ def _on_labels(folder: Path, result: dict[str, Any], *, quick: bool, seeds: int,
         )
     if write_model:
         _write_model(Path(write_model), passing, failed)
-    mine = result["all_29_with_reference"]
+    spared_enough = all(result[f"accused_{_name(r)}"]["passing"] <= ACCUSED_BAR * len(passing) for r in (True, False))
+    holds, read = (spared_enough and _reaches_bar(result[f"{rows}_with_reference"]) for rows in ("all_29", "read"))
+    return holds, read
+
+
+def _reaches_bar(row: Mapping[str, Any]) -> bool:
     return (
-        mine["within_0"]["hits"] >= EXACT_BAR
-        and mine["category"]["hits"] >= CATEGORY_BAR
-        and mine["owner"]["hits"] > OWNER_ABOVE
-        and all(result[f"accused_{_name(r)}"]["passing"] <= ACCUSED_BAR * len(passing) for r in (True, False))
+        row["within_0"]["hits"] >= EXACT_BAR
+        and row["category"]["hits"] >= CATEGORY_BAR
+        and row["owner"]["hits"] > OWNER_ABOVE
     )
+
+
+def read_by_model(
+    passing: Sequence[Run], failed: Sequence[Run], held: Sequence[str], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Figures after a model's word: all votes together, and of kept answers each vote alone."""
+    tables = {_name(reference): cases_left_out(passing, failed, reference) for reference in (True, False)}
+    unread = [n for n, run in enumerate(failed) if run.record.id in held]
+    votes = range(kept_count())
+    if options.judge:
+        options.offline = False
+        answers = asked(open_judge(options.judge, options, JudgeLedger()), tables, options.votes)
+    else:
+        answers = {name: heard(cases, name, votes) for name, cases in tables.items()}
+    found: dict[str, Any] = {}
+    for name, rows in answers.items():
+        found[f"read_{name}"] = figures(rows)
+        if unread:
+            found[f"read_held_out_{name}"] = figures([rows[n] for n in unread])
+        if not options.judge:
+            found[f"read_{name}_by_vote"] = [figures(heard(tables[name], name, [vote])) for vote in votes]
+    return found
+
+
+def _say_votes(name: str, result: Mapping[str, Any]) -> None:
+    """How far single answers of the model to the same question lead apart."""
+    rows = result.get(f"read_{name}_by_vote", [])
+    spans = {}
+    for title, key in (("exact", "within_0"), ("category", "category"), ("owner", "owner")):
+        hits = sorted(row[key]["hits"] for row in rows)
+        spans[title] = f"{title} {hits[0]} to {hits[-1]}" if hits else ""
+    if rows:
+        console.print(f"{name.replace('_', ' ')}, each of {len(rows)} answers alone: {', '.join(spans.values())}")
 
 
 def random_figures(failed: Sequence[Run], seeds: int) -> dict[str, Any]:
@@ -210,28 +268,38 @@ def accusations(failed: Sequence[Answer], passing: Sequence[Answer]) -> dict[str
     }
 
 
-def _table(title: str, result: dict[str, Any], failed: Sequence[Run], key: str) -> Table:
+def _of(result: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What stands there with and without a reference."""
+    names = [_name(reference) for reference in (True, False)]
+    return {name: result[prefix + name] for name in names if prefix + name in result}
+
+
+Row = tuple[str, Mapping[str, Any]]
+
+
+def _rows(machine: Mapping[str, Any], read: Mapping[str, Any]) -> list[Row]:
+    """Figures with and without a reference, of the machine alone and after a model's word, by `_name`."""
+    names = [_name(reference) for reference in (True, False)]
+    rows = [(name.replace("_", " "), machine[name]) for name in names]
+    return rows + [(f"{name.partition('_')[0]}, read", read[name]) for name in names if name in read]
+
+
+def _table(title: str, rows: Sequence[Row], published: Sequence[tuple[str, float, float]] = ()) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method")
     for name in ("exact", *(f"±{k}" for k in WITHIN[1:]), "MAE", "category", "owner"):
         table.add_column(name, justify="right")
-    if key == "all_29":
-        rows = [(_name(r).replace("_", " "), result[f"all_29_{_name(r)}"]) for r in (True, False)]
-        rows += [(name, row) for name, row in result["baselines"].items()]
-    else:
-        rows = [(_name(r).replace("_", " "), result[key][_name(r)]) for r in (True, False)]
     for name, row in rows:
         cells = [_cell(row[f"within_{k}"], k == 0) for k in WITHIN]
         table.add_row(name, *cells, f"{row['mae']:.1f}", _cell(row["category"], True), _cell(row["owner"], True))
-    for name, step, category in PUBLISHED if key == "all_29" else ():
+    for name, step, category in published:
         table.add_row(name, f"{step:.2f}", "", "", "", "", f"{category:.2f}", "")
-    table.caption = (
-        f"n = {rows[0][1]['n']}; 95% Wilson; always-agent is the owner of the trivial rows" if failed else None
-    )
+    n = rows[0][1]["n"]
+    table.caption = f"n = {n}; 95% Wilson; read: after a model's word; owner of the trivial rows: the agent"
     return table
 
 
-def _cell(row: dict[str, Any], interval: bool) -> str:
+def _cell(row: Mapping[str, Any], interval: bool) -> str:
     interval = interval and "low" in row
     return f"{row['share']:.2f}" + (f" [{row['low']:.2f},{row['high']:.2f}]" if interval else "")
 

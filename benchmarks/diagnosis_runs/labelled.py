@@ -14,7 +14,7 @@ import numpy as np
 
 from burnish.diagnosis.calibration import lifts, worths
 from burnish.diagnosis.constraint import Log
-from burnish.diagnosis.diagnose import Engine, Model
+from burnish.diagnosis.diagnose import Diagnosis, Engine, Model
 from burnish.diagnosis.difference import Difference
 from burnish.diagnosis.formats.agentrx import labels_of
 from burnish.diagnosis.hypotheses import Hypothesis
@@ -46,6 +46,11 @@ class Run:
     def root(self) -> Label | None:
         """The root cause."""
         return self.record.root
+
+    def weighed(self, model: Model, reference: bool) -> Diagnosis:
+        """The diagnosis by these weights, with the outcome hidden."""
+        engine = replace(self.engine, model=model)
+        return engine.weigh(self.view, self.log, self.found[reference], failed=False)
 
 
 def read_runs(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> tuple[list[Run], list[Run]]:
@@ -130,8 +135,11 @@ class Answer:
 
 def answer(run: Run, model: Model, reference: bool) -> Answer:
     """The engine's answer, forced, and whether it would have accused the run with its outcome hidden."""
-    engine = replace(run.engine, model=model)
-    found = engine.weigh(run.view, run.log, run.found[reference], failed=False)
+    return answer_of(run, run.weighed(model, reference))
+
+
+def answer_of(run: Run, found: Diagnosis) -> Answer:
+    """The first suspect beside the truth."""
     best = found.suspects[0]
     return Answer(
         index=best.index,
