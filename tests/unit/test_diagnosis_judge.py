@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -221,3 +222,27 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     assert main(["diagnose", str(runs), *words]) == 2
     assert said in capsys.readouterr().err
+
+
+# -- kept answers of a model ------------------------------------------------------------------------------------------
+
+
+def test_a_kept_answer_is_that_of_its_vote_and_knows_no_other_message(case: Record, found: Diagnosis) -> None:
+    kept = importlib.import_module("diagnosis_runs.read_by_model")
+    rows = [{"messages": [1, 6], "values": [0, value, *([0] * len(kept.NAMES))]} for value in (4, 0)]
+    replies = [asyncio.run(kept.KeptJudge(rows).judge(question(case, found, seed=seed))) for seed in (0, 1)]
+    values = [{verdict.criterion: verdict.value for verdict in reply.verdicts} for reply in replies]
+    assert [row["message_6"] for row in values] == [1.0, 0.0]
+    assert values[0]["message_8"] is None
+    assert values[0]["fault_user"] == 0.0
+
+
+def test_every_question_was_answered_as_often_as_the_others() -> None:
+    kept = importlib.import_module("diagnosis_runs.read_by_model")
+    data = json.loads(kept.KEPT.read_text(encoding="utf-8"))
+    votes = [vote for name in ("with_reference", "without_reference") for vote in data[name]]
+    assert {len(vote) for vote in votes} == {29}
+    assert len({frozenset(vote) for vote in votes}) == 1
+    for row in (row for vote in votes for row in vote.values()):
+        assert len(row["values"]) == len(row["messages"]) + len(kept.NAMES)
+        assert set(row["values"]) <= {None, 0, 1, 2, 3, 4}
