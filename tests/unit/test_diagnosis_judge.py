@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from judge_endpoint import judge_endpoint
@@ -227,8 +228,15 @@ def test_what_does_not_fit_is_refused(
 # -- kept answers of a model ------------------------------------------------------------------------------------------
 
 
-def test_a_kept_answer_is_that_of_its_vote_and_knows_no_other_message(case: Record, found: Diagnosis) -> None:
-    kept = importlib.import_module("diagnosis_runs.read_by_model")
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("diagnosis_runs.read_by_model")
+
+
+def test_a_kept_answer_is_that_of_its_vote_and_knows_no_other_message(
+    case: Record, found: Diagnosis, kept: Any
+) -> None:
     rows = [{"messages": [1, 6], "values": [0, value, *([0] * len(kept.NAMES))]} for value in (4, 0)]
     replies = [asyncio.run(kept.KeptJudge(rows).judge(question(case, found, seed=seed))) for seed in (0, 1)]
     values = [{verdict.criterion: verdict.value for verdict in reply.verdicts} for reply in replies]
@@ -237,8 +245,7 @@ def test_a_kept_answer_is_that_of_its_vote_and_knows_no_other_message(case: Reco
     assert values[0]["fault_user"] == 0.0
 
 
-def test_every_question_was_answered_as_often_as_the_others() -> None:
-    kept = importlib.import_module("diagnosis_runs.read_by_model")
+def test_every_question_was_answered_as_often_as_the_others(kept: Any) -> None:
     data = json.loads(kept.KEPT.read_text(encoding="utf-8"))
     votes = [vote for name in ("with_reference", "without_reference") for vote in data[name]]
     assert {len(vote) for vote in votes} == {29}
