@@ -14,6 +14,7 @@ import pytest
 from judge_endpoint import judge_endpoint
 
 from burnish.cli import main
+from burnish.cli.diagnose_judge import GIVES_UP, Panel
 from burnish.core.judge import Criterion, JudgeCause, JudgeError
 from burnish.diagnosis.diagnose import Diagnosis, Engine
 from burnish.diagnosis.formats.chat import write_chat
@@ -207,6 +208,22 @@ def test_a_judge_that_says_nothing_usable_is_told(runs: Path, capsys: pytest.Cap
     shown = " ".join(capsys.readouterr().out.split())
     assert "0 trajectories judged, 10 not; 20 requests" in shown
     assert "10 times judge malformed" in shown
+
+
+def test_who_never_answers_is_not_asked_for_ever(case: Record, found: Diagnosis) -> None:
+    lost = JudgeError(JudgeCause.UNAVAILABLE, "gone")
+    judge = ScriptedJudge(fail=dict.fromkeys(range(100), lost))
+    panel = Panel(judge)
+    after = list(panel.looked((case, found) for _ in range(40)))
+    assert len(after) == 40
+    assert len(judge.requests) == GIVES_UP
+    assert panel.summary()[1:] == [
+        f"  24 times not asked any more, after {GIVES_UP} without an answer",
+        f"  {GIVES_UP} times judge unavailable: gone",
+    ]
+    judge = ScriptedJudge(fail=dict.fromkeys(range(1, 100), lost))
+    list(Panel(judge).looked((case, found) for _ in range(40)))
+    assert len(judge.requests) == 40, "one that has answered is"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from burnish.diagnosis.record import Record
 from burnish.graders.judge_budget import JudgeLedger
 
 AT_ONCE = 8
+GIVES_UP = 16
+"""After so many trajectories without a single answer no more are asked: nobody should wait for a server that is gone."""
 MOST_VOTES = 100
 
 
@@ -51,6 +53,9 @@ class Panel:
 
     async def _one(self, record: Any, diagnosis: Diagnosis | None) -> tuple[Any, Diagnosis | None]:
         if not isinstance(record, Record) or diagnosis is None or not diagnosis.accused:
+            return record, diagnosis
+        if not self.answered and self.unanswered.total() >= GIVES_UP:
+            self.unanswered[f"not asked any more, after {GIVES_UP} without an answer"] += 1
             return record, diagnosis
         diagnosis = await judged(self.judge, record, diagnosis, votes=self.votes)
         if diagnosis.judged:
