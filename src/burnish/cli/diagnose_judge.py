@@ -22,7 +22,7 @@ from burnish.graders.judge_budget import JudgeLedger
 
 AT_ONCE = 8
 GIVES_UP = 16
-"""After so many trajectories without a single answer no more are asked: nobody should wait for a server that is gone."""
+"""So many trajectories without a single answer, and no more is asked: nobody should wait for a server that is gone."""
 MOST_VOTES = 100
 
 
