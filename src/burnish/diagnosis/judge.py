@@ -20,7 +20,7 @@ from burnish.diagnosis.localise import Suspect
 from burnish.diagnosis.record import Item, Record, Reference
 from burnish.diagnosis.taxonomy import Category, Fault
 
-ASKED = 12
+ASKED = 40
 """Messages that are put to the judge, likeliest first."""
 ODDS = 9.0
 """How far a plain yes or no moves the odds of a message; at half-sure it moves nothing."""
@@ -30,7 +30,7 @@ LEVELS = 4
 MAX_MESSAGE, LEAST_MESSAGE = 8_000, 40
 """Characters of a message; of long records those that are not asked about get fewer."""
 MAX_CHARS, MAX_REFERENCE = 120_000, 8_000
-MAX_TOKENS = 4096
+MAX_TOKENS = 8192
 _BY_ROLE = {
     "user": (Category.UNDERSPECIFIED, Fault.USER),
     "assistant": (Category.MISREADING, Fault.AGENT),
