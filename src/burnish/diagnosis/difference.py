@@ -20,7 +20,12 @@ from burnish.diagnosis.view import CallView, View, is_key, leaves
 MAX_ACTIONS = 200
 FREE_TEXT_WORDS = 5
 """From so many words on an argument is free text, of whatever name."""
-_FREE_TEXT = frozenset(("body", "comment", "content", "description", "message", "note", "notes", "subject", "summary"))
+_FREE_TEXT = frozenset(
+    (
+        *("body", "comment", "content", "description", "details", "memo", "message", "note", "notes", "subject"),
+        *("summary", "text", "title"),
+    )
+)
 _WITH_DIGIT = re.compile(r"[\w-]*\d[\w-]*")
 
 
@@ -117,12 +122,15 @@ def _corrected(view: View, call: CallView) -> bool:
 
 
 def _in_passing(view: View, call: CallView | None, wanted: Sequence[Call]) -> bool:
-    """Whether an extra call is a step on the way: the rules of the record name its tool and the reference never does.
+    """Whether an extra call is a step on the way, of a tool that the reference never names: it need not write, or the
+    rules of the record name it.
 
     References may leave out what changes nothing, and where nobody says which tools write that is a guess.
     """
     if call is None or view.kinds.is_told or any(action.name == call.name for action in wanted):
         return False
+    if not view.kinds.surely_writes(call.name):
+        return True
     name = call.name.lower()
     return any(name in view.lowered[p] for p in view.said("system", call.position))
 

@@ -36,6 +36,8 @@ _WRITING_WORDS = frozenset(
         "scale resolve swap order renew place issue assign suspend make register schedule reserve run exec execute",
     )
 )
+_RUNS = frozenset(("run", "exec", "execute", "open", "submit", "start"))
+"""Words of writing that many tools bear which only show something."""
 _HANDS_OVER = ("transfer_to_human", "transfertohuman")
 _NAME_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _OBSERVERS = re.compile(r"surfer|terminal|browser|executor|retriever|crawler|scraper|(?<!re)search|interpreter", re.I)
@@ -123,6 +125,11 @@ class ToolKinds:
         if self.writes:
             return False
         return bool(name) and not name.lower().startswith(_HANDS_OVER) and not _reads(name)
+
+    def surely_writes(self, name: str) -> bool:
+        """Whether somebody said so, or its name does: of shells and queries only who reads their arguments knows."""
+        words = set(name_words(name))
+        return self.is_write(name) and (self.is_told or bool(words & _WRITING_WORDS - _RUNS))
 
     @property
     def is_told(self) -> bool:
