@@ -47,7 +47,7 @@ class Diagnosis:
 
     suspects: likeliest first; chances under "something went wrong" where the run is known to have failed, else beside
     `p_none`.  accused: whether that is enough to say so; where it is not, the answer is "don't know".  critical: the
-    first suspect of an accused run.  judged: a judge has had a word in it; unjudged: why one that was asked has not.
+    first suspect of an accused run.  ruled: rules of its domain were known.  judged: a judge has had a word in it; unjudged: why one that was asked has not.
     """
 
     record_id: str
@@ -56,6 +56,7 @@ class Diagnosis:
     accused: bool
     log: Log
     difference: Difference
+    ruled: bool = False
     judged: bool = False
     unjudged: str = ""
 
@@ -115,6 +116,7 @@ class Engine:
             accused=bool(suspects) and (failed or 1.0 - ranking.p_none >= threshold),
             log=log,
             difference=found,
+            ruled=bool(self.policy.constraints),
         )
 
     def cases(self, view: View, log: Log, found: Difference) -> tuple[Hypothesis, ...]:
