@@ -47,7 +47,8 @@ class Diagnosis:
 
     suspects: likeliest first; chances under "something went wrong" where the run is known to have failed, else beside
     `p_none`.  accused: whether that is enough to say so; where it is not, the answer is "don't know".  critical: the
-    first suspect of an accused run.  ruled: rules of its domain were known.  judged: a judge has had a word in it; unjudged: why one that was asked has not.
+    first suspect of an accused run.  ruled: rules of its domain were known.  judged: a judge has had a word in it;
+    unjudged: why one that was asked has not.
     """
 
     record_id: str
