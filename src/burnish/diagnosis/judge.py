@@ -164,13 +164,18 @@ def _moved(diagnosis: Diagnosis, candidates: Sequence[Suspect], values: Mapping[
 
 
 def _worded(suspects: Sequence[Suspect], replies: Sequence[JudgeReply], name: str) -> tuple[Suspect, ...]:
-    """With the judge's category and owner for the first of them, where it said yes to that."""
-    first, values = suspects[0], _means(replies)
-    if values.get(_step(first), 0.0) <= 0.5:
+    """With category and owner of the answers that said yes to the first of them, if it has most of a yes."""
+    first = suspects[0]
+    if _means(replies).get(_step(first), 0.0) <= 0.5:
         return tuple(suspects)
+    # another answer's category and owner are those of another message
+    own = [
+        reply for reply in replies if any(v.criterion == _step(first) and (v.value or 0) > 0.5 for v in reply.verdicts)
+    ]
+    values = _means(own)
     category = max(CATEGORIES, key=lambda c: (values.get(str(c), 0.0), c is first.category))
     owner = max(OWNERS, key=lambda fault: (values.get(_party(fault), 0.0), fault is first.owner))
-    reasons = [v.reason for reply in replies for v in reply.verdicts if v.criterion == _step(first) and v.value]
+    reasons = [v.reason for reply in own for v in reply.verdicts if v.criterion == _step(first) and v.value]
     first = replace(
         first,
         category=category if values.get(str(category), 0.0) > 0.5 else first.category,
