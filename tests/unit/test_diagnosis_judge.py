@@ -119,14 +119,14 @@ def test_who_cannot_tell_moves_nothing(case: Record, found: Diagnosis) -> None:
 
 
 def test_category_and_owner_are_those_of_the_answers_that_named_the_step(case: Record, found: Diagnosis) -> None:
-    """Two say the user at message 1, one the environment elsewhere, and louder."""
-    here = {"message_1": 4, "fault_user": 3, str(Category.UNDERSPECIFIED): 3}
-    there = {"message_8": 4, "fault_environment": 4, str(Category.SYSTEM): 4, "fault_user": 0}
+    """Two say the agent at message 1, where rules would blame the user, and one something else elsewhere."""
+    here = {"message_1": 4, "fault_agent": 3, str(Category.GUARDRAIL): 3}
+    there = {"message_8": 4, "fault_environment": 4, str(Category.SYSTEM): 4}
     judge = ScriptedJudge()
     judge.says = lambda request: ScriptedJudge(says(**(there if request.seed == 2 else here))).says(request)  # type: ignore[method-assign]
     critical = look(judge, case, found, votes=3).critical
     assert critical is not None
-    assert (critical.index, critical.owner, critical.category) == (1, Fault.USER, Category.UNDERSPECIFIED)
+    assert (critical.index, critical.owner, critical.category) == (1, Fault.AGENT, Category.GUARDRAIL)
 
 
 def test_votes_are_averaged_over_those_that_came(case: Record, found: Diagnosis) -> None:
