@@ -48,7 +48,7 @@ from diagnosis_runs.labelled import (
     read_runs,
     train,
 )
-from diagnosis_runs.read_by_model import asked, cases_left_out, heard, kept_count
+from diagnosis_runs.read_by_model import asked, cases_held_out, cases_left_out, heard, kept_count
 from diagnosis_runs.synthetic import records
 from rich import box
 from rich.console import Console
@@ -191,7 +191,7 @@ def _on_labels(folder: Path, result: dict[str, Any], options: argparse.Namespace
     for reference in (True, False):
         _say_votes(_name(reference), result)
     rows = _rows(result["held_out_15"], _of(result, "read_held_out_"))
-    console.print(_table("15 held-out runs, scored once", rows))
+    console.print(_table("15 held-out runs, scored once; read: by the rules as they are now", rows))
     for reference in (True, False):
         row = result[f"accused_{_name(reference)}"]
         interval = f"[{row['passing_low']:.2f}, {row['passing_high']:.2f}]"
@@ -218,21 +218,20 @@ def read_by_model(
     passing: Sequence[Run], failed: Sequence[Run], held: Sequence[str], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Figures after a model's word: all votes together, and of kept answers each vote alone."""
-    tables = {_name(reference): cases_left_out(passing, failed, reference) for reference in (True, False)}
-    unread = [n for n, run in enumerate(failed) if run.record.id in held]
-    votes = range(kept_count())
+    seen, unseen = ([run for run in failed if (run.record.id in held) is own] for own in (False, True))
+    names = {_name(reference): reference for reference in (True, False)}
+    tables = {f"read_{name}": cases_left_out(passing, failed, own) for name, own in names.items()}
+    if seen and unseen and not options.quick:
+        tables |= {f"read_held_out_{n}": cases_held_out(passing, seen, unseen, own) for n, own in names.items()}
     if options.judge:
         options.offline = False
-        answers = asked(open_judge(options.judge, options, JudgeLedger()), tables, options.votes)
-    else:
-        answers = {name: heard(cases, name, votes) for name, cases in tables.items()}
+        judge = open_judge(options.judge, options, JudgeLedger(), timeout_s=300.0, temperature=0.7)
+        return {name: figures(rows) for name, rows in asked(judge, tables, options.votes).items()}
     found: dict[str, Any] = {}
-    for name, rows in answers.items():
-        found[f"read_{name}"] = figures(rows)
-        if unread:
-            found[f"read_held_out_{name}"] = figures([rows[n] for n in unread])
-        if not options.judge:
-            found[f"read_{name}_by_vote"] = [figures(heard(tables[name], name, [vote])) for vote in votes]
+    for name, cases in tables.items():
+        kept = name.removeprefix("read_").removeprefix("held_out_")
+        found[name] = figures(heard(cases, kept, range(kept_count())))
+        found[f"{name}_by_vote"] = [figures(heard(cases, kept, [vote])) for vote in range(kept_count())]
     return found
 
 

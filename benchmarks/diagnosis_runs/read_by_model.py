@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,20 @@ def _share(value: int | None) -> float | None:
     return None if value is None else value / LEVELS
 
 
+@cache
+def _kept() -> dict[str, list[dict[str, Mapping[str, Any]]]]:
+    data: dict[str, list[dict[str, Mapping[str, Any]]]] = json.loads(KEPT.read_text(encoding="utf-8"))
+    return data
+
+
 def kept_votes(name: str, trajectory: str) -> list[Mapping[str, Any]]:
     """The answers about one trajectory, one for each vote.  name: "with_reference" or "without_reference"."""
-    data = json.loads(KEPT.read_text(encoding="utf-8"))[name]
-    return [vote[trajectory] for vote in data]
+    return [vote[trajectory] for vote in _kept()[name]]
 
 
 def kept_count() -> int:
     """How often each question was answered."""
-    return len(json.loads(KEPT.read_text(encoding="utf-8"))["with_reference"])
+    return len(_kept()["with_reference"])
 
 
 Case = tuple[Run, Diagnosis]
@@ -67,6 +73,12 @@ def cases_left_out(passing: Sequence[Run], failed: Sequence[Run], reference: boo
         free = [r for r in passing if r.record.task_id != run.record.task_id]
         found.append((run, run.weighed(train(free, others, reference), reference)))
     return found
+
+
+def cases_held_out(passing: Sequence[Run], seen: Sequence[Run], unseen: Sequence[Run], reference: bool) -> list[Case]:
+    """Runs that were not read, with what weights say that were fitted on those that were."""
+    model = train(passing, seen, reference)
+    return [(run, run.weighed(model, reference)) for run in unseen]
 
 
 def heard(cases: Sequence[Case], name: str, votes: Sequence[int]) -> list[Answer]:

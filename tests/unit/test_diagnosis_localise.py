@@ -170,6 +170,18 @@ def test_generated_constraints_vote_only_after_every_gate() -> None:
     assert admit([{"rule": {"id": "x", "kind": "before", "needs": "__import__('os')"}}, 3, None], passing)[1].refused
 
 
+@pytest.mark.parametrize(
+    ("name", "departs"),
+    [("bash", False), ("run_sql", False), ("track_parcel", False), ("charge_card", True), ("execute_trade", True)],
+)
+def test_an_extra_call_departs_unless_it_may_only_show(name: str, departs: bool) -> None:
+    """Nobody says which tools write, and the reference names none of these."""
+    case = record(
+        ("user", "Hello."), ("assistant", act(name, what="it")), ("tool", "ok"), reference=Reference(actions=())
+    )
+    assert bool(difference(View(case), case.reference).departures) is departs
+
+
 def test_the_command_diagnoses_a_file_and_goes_on_past_bad_records(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,10 +80,17 @@ def diagnose(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.constraints:
         engine.generated = _generated(arguments, engine.policy, console)
     found = _Out(panel=open_panel(arguments))
+    with ExitStack() as stack:
+        if found.panel:
+            stack.callback(found.panel.close)
+        return _written(arguments, engine, found, console)
+
+
+def _written(arguments: argparse.Namespace, engine: Engine, found: _Out, console: Console) -> int:
     overview = _diagnosed(arguments, engine, found, console)
     changes: list[Change] = []
     if arguments.compare and overview.runs:
-        changes = _changes(arguments, engine, overview)
+        changes = _changes(arguments, engine, found, overview)
     if arguments.report:
         text = page(overview, changes) if arguments.report.endswith(".html") else markdown(overview, changes)
         _write(Path(arguments.report), text)
@@ -114,8 +121,7 @@ def _diagnosed(arguments: argparse.Namespace, engine: Engine, found: _Out, conso
             passing.add(record)
     with ExitStack() as files:
         found.files = _files(arguments, files)
-        rows = ((record, _diagnosis(arguments, engine, record)) for record in _records(arguments))
-        for record, diagnosis in found.panel.looked(rows) if found.panel else rows:
+        for record, diagnosis in _looked(arguments, engine, found):
             if isinstance(record, BadRecord):
                 overview.bad += 1
                 found.bad_shown += [record] if len(found.bad_shown) < SHOWN else []
@@ -128,6 +134,14 @@ def _diagnosed(arguments: argparse.Namespace, engine: Engine, found: _Out, conso
     if arguments.tag:
         _tagged(arguments).with_suffix(".tmp").replace(_tagged(arguments))
     return overview
+
+
+def _looked(
+    arguments: argparse.Namespace, engine: Engine, found: _Out
+) -> Iterator[tuple[Record | BadRecord, Diagnosis | None]]:
+    """Every record with its diagnosis, after the word of the judge where there is one."""
+    rows = ((record, _diagnosis(arguments, engine, record)) for record in _records(arguments))
+    return found.panel.looked(rows) if found.panel else rows
 
 
 def _diagnosis(arguments: argparse.Namespace, engine: Engine, record: Record | BadRecord) -> Diagnosis | None:
@@ -199,14 +213,12 @@ def _write(path: Path, text: str) -> None:
         raise StoreError(f"{path} cannot be written: {error}") from error
 
 
-def _changes(arguments: argparse.Namespace, engine: Engine, overview: Overview) -> list[Change]:
+def _changes(arguments: argparse.Namespace, engine: Engine, found: _Out, overview: Overview) -> list[Change]:
     """The comparison with what came before, diagnosed in the same way."""
     other = argparse.Namespace(**{**vars(arguments), "path": arguments.compare, "corrections": ""})
     before, corrections = Overview(name=Path(arguments.compare).name), _corrections(other)
-    for record in _records(other):
+    for record, diagnosis in _looked(other, engine, found):
         if isinstance(record, Record):
-            looked = not record.passed or arguments.all
-            diagnosis = _diagnosis(arguments, engine, record) if looked else None
             before.add(record, diagnosis, corrections.get(record.id))
     if not before.runs:
         raise ConfigError(f"{arguments.compare!r} holds no trajectory to compare with")
@@ -281,6 +293,8 @@ def _report(
         console.out(json.dumps({"overview": overview_json(overview)}), highlight=False)
         if changes:
             console.out(json.dumps({"compared": [asdict(change) for change in changes]}), highlight=False)
+        if found.panel:
+            console.out(json.dumps(found.panel.to_json()), highlight=False)
         return
     _failures(console, found.shown.items)
     if found.shown.seen > SHOWN:

@@ -122,14 +122,14 @@ def _corrected(view: View, call: CallView) -> bool:
 
 
 def _in_passing(view: View, call: CallView | None, wanted: Sequence[Call]) -> bool:
-    """Whether an extra call is a step on the way, of a tool that the reference never names: it need not write, or the
-    rules of the record name it.
+    """Whether an extra call is a step on the way, of a tool that the reference never names: it may only show
+    something, or the rules of the record name it.
 
     References may leave out what changes nothing, and where nobody says which tools write that is a guess.
     """
     if call is None or view.kinds.is_told or any(action.name == call.name for action in wanted):
         return False
-    if not view.kinds.surely_writes(call.name):
+    if view.kinds.may_only_show(call.name):
         return True
     name = call.name.lower()
     return any(name in view.lowered[p] for p in view.said("system", call.position))

@@ -31,12 +31,14 @@ LEVELS = 4
 MAX_MESSAGE, LEAST_MESSAGE = 8_000, 40
 """Characters of a message; of long records those that are not asked about get fewer."""
 MAX_CHARS, MAX_REFERENCE = 120_000, 8_000
+ROOM = MAX_CHARS // 3 - 100
+"""Characters of all messages that are not asked about; the others have twice as many."""
 MAX_TOKENS = 8192
 _BY_ROLE = {
     "user": (Category.UNDERSPECIFIED, Fault.USER),
     "assistant": (Category.MISREADING, Fault.AGENT),
 }
-_ASKED_AGAIN = frozenset({JudgeCause.MALFORMED, JudgeCause.CANARY_TRIPPED, JudgeCause.EVIDENCE_NOT_FOUND})
+_ASKED_AGAIN = frozenset({JudgeCause.MALFORMED, JudgeCause.CANARY_TRIPPED})
 _CONTEXT = (
     "The material is the record of an agent that used tools, alone or with others, and failed at what a user wanted. "
     "Its critical step is the first error, of the agent, the user or a tool, that was never recovered from: look ahead "
@@ -66,10 +68,12 @@ OWNERS: Mapping[Fault, str] = {
 async def judged(
     judge: Judge, record: Record, diagnosis: Diagnosis, *, votes: int = 1, nonce: NonceSource = fresh_nonce
 ) -> Diagnosis:
-    """The diagnosis after the judge's word, the mean of `votes` answers.
+    """The diagnosis after the judge's word, the mean of `votes` answers, at least one.
 
-    A judge that gives none leaves it as it was, and `unjudged` says why.
+    A judge that gives none leaves it as it was, and `unjudged` says why.  Raises ValueError for no votes.
     """
+    if votes < 1:
+        raise ValueError(f"a judge is asked at least once, got votes={votes}")
     if not diagnosis.suspects:
         return diagnosis
     answers = await asyncio.gather(*(_asked(judge, record, diagnosis, vote, nonce) for vote in range(votes)))
@@ -83,15 +87,13 @@ async def judged(
 async def _asked(
     judge: Judge, record: Record, diagnosis: Diagnosis, vote: int, nonce: NonceSource
 ) -> JudgeReply | JudgeError:
-    error = JudgeError(JudgeCause.MALFORMED, "not asked")
-    for _ in range(ATTEMPTS):
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             return await judge.judge(question(record, diagnosis, seed=vote, nonce=nonce))
-        except JudgeError as failed:
-            error = failed
-        if error.cause not in _ASKED_AGAIN:
-            break
-    return error
+        except JudgeError as error:
+            if attempt == ATTEMPTS or error.cause not in _ASKED_AGAIN:
+                return error
+    raise AssertionError("the last attempt returns")
 
 
 def question(record: Record, diagnosis: Diagnosis, *, seed: int = 0, nonce: NonceSource = fresh_nonce) -> JudgeRequest:
@@ -154,13 +156,15 @@ def _candidates(record: Record, diagnosis: Diagnosis) -> list[Suspect]:
 
 
 def _moved(diagnosis: Diagnosis, candidates: Sequence[Suspect], values: Mapping[str, float]) -> list[Suspect]:
-    """p(step) times odds^(2 value - 1), scaled to the sum that it was; a yes makes a suspect of what was none."""
+    """p(step) times odds^(2 value - 1), scaled to the sum that those who were asked about had; a yes makes a suspect of
+    what was none.  Who was not asked about keeps his chance: a no to all others says nothing about him."""
     odds = ODDS if diagnosis.ruled else ODDS_WITHOUT_POLICY
     known = {suspect.index for suspect in diagnosis.suspects}
-    kept = [s for s in candidates if s.index in known or values.get(_step(s), 0.0) > 0.5]
+    kept = [s for s in candidates[:ASKED] if s.index in known or values.get(_step(s), 0.0) > 0.5]
     moved = [replace(s, p=s.p * odds ** (2.0 * values.get(_step(s), 0.5) - 1.0)) for s in kept]
-    scale = sum(s.p for s in diagnosis.suspects) / max(1e-300, sum(s.p for s in moved))
-    return sorted((replace(s, p=min(1.0, s.p * scale)) for s in moved), key=lambda s: (-s.p, s.position))
+    scale = sum(s.p for s in diagnosis.suspects[:ASKED]) / max(1e-300, sum(s.p for s in moved))
+    scaled = [replace(s, p=min(1.0, s.p * scale)) for s in moved]
+    return sorted([*scaled, *diagnosis.suspects[ASKED:]], key=lambda s: (-s.p, s.position))
 
 
 def _worded(suspects: Sequence[Suspect], replies: Sequence[JudgeReply], name: str) -> tuple[Suspect, ...]:
@@ -175,7 +179,7 @@ def _worded(suspects: Sequence[Suspect], replies: Sequence[JudgeReply], name: st
     values = _means(own)
     category = max(CATEGORIES, key=lambda c: (values.get(str(c), 0.0), c is first.category))
     owner = max(OWNERS, key=lambda fault: (values.get(_party(fault), 0.0), fault is first.owner))
-    reasons = [v.reason for reply in own for v in reply.verdicts if v.criterion == _step(first) and v.value]
+    reasons = [v.reason for reply in own for v in reply.verdicts if v.criterion == _step(first)]
     first = replace(
         first,
         category=category if values.get(str(category), 0.0) > 0.5 else first.category,
@@ -192,20 +196,30 @@ def _wanted(reference: Reference) -> str:
     return json.dumps(wanted, default=str, ensure_ascii=False)[:MAX_REFERENCE]
 
 
-def _transcript(items: Sequence[Item], whole: set[int]) -> str:
-    """A line for each message; of long records only those that are asked about are shown at length."""
-    most = MAX_MESSAGE
+def _transcript(items: Sequence[Item], asked: set[int]) -> str:
+    """A line for each message, what follows in it indented.  Of long records those that are asked about get most of the
+    room, others less, and of very long ones only the neighbours of the former are shown."""
     texts = [_shown(item) for item in items]
-    while most > LEAST_MESSAGE and sum(min(len(text), most) for text in texts) > MAX_CHARS * 3 // 4:
-        most //= 2
-    lengths = (MAX_MESSAGE if item.index in whole else most for item in items)
-    return "\n".join(text[:length] for text, length in zip(texts, lengths, strict=True))
+    about = [n for n, item in enumerate(items) if item.index in asked]
+    others = sorted(set(range(len(items))) - set(about), key=lambda n: min((abs(n - m) for m in about), default=0))
+    others = others[: ROOM // LEAST_MESSAGE]
+    lengths = dict.fromkeys(about, _length([texts[n] for n in about], 2 * ROOM))
+    lengths |= dict.fromkeys(others, _length([texts[n] for n in others], ROOM))
+    return "\n".join(texts[n][: lengths[n]] for n in sorted(lengths))
+
+
+def _length(texts: Sequence[str], room: int) -> int:
+    """How much of each text can be shown so that all have room."""
+    most = MAX_MESSAGE
+    while most > LEAST_MESSAGE and sum(min(len(text), most) + 1 for text in texts) > room:
+        most = max(LEAST_MESSAGE, most * 3 // 4)
+    return most
 
 
 def _shown(item: Item) -> str:
     calls = "".join(f" [calls {call.name} {call.raw or dict(call.arguments or {})}]" for call in item.calls)
     head = " ".join(filter(None, (str(item.index), item.agent or item.role, item.name)))
-    return f"{head}: {item.text}{calls}"
+    return f"{head}: {item.text}{calls}".replace("\n", "\n  ")
 
 
 def _log(diagnosis: Diagnosis) -> str:

@@ -36,8 +36,17 @@ _WRITING_WORDS = frozenset(
         "scale resolve swap order renew place issue assign suspend make register schedule reserve run exec execute",
     )
 )
-_RUNS = frozenset(("run", "exec", "execute", "open", "submit", "start"))
-"""Words of writing that many tools bear which only show something."""
+_SHOWING_WORDS = frozenset(
+    ("track", "quote", "top", "ping", "test", "trace", "monitor", "browse", "preview", "simulate")
+)
+_RUNNING_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "run exec execute open start shell bash sh zsh cmd command commands terminal console repl python ipython sql "
+        "psql code script scripts query queries test tests check checks diagnostics page pages url link file files",
+    )
+)
+"""Tools whose names are made of these alone: what they do stands in their arguments."""
 _HANDS_OVER = ("transfer_to_human", "transfertohuman")
 _NAME_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _OBSERVERS = re.compile(r"surfer|terminal|browser|executor|retriever|crawler|scraper|(?<!re)search|interpreter", re.I)
@@ -126,10 +135,16 @@ class ToolKinds:
             return False
         return bool(name) and not name.lower().startswith(_HANDS_OVER) and not _reads(name)
 
-    def surely_writes(self, name: str) -> bool:
-        """Whether somebody said so, or its name does: of shells and queries only who reads their arguments knows."""
-        words = set(name_words(name))
-        return self.is_write(name) and (self.is_told or bool(words & _WRITING_WORDS - _RUNS))
+    def may_only_show(self, name: str) -> bool:
+        """Whether a tool that counts as writing may change nothing: nobody said so, and its name begins with a word of
+        showing, or is a shell's, a query's or a page's.
+
+        >>> [ToolKinds().may_only_show(name) for name in ("run_sql", "bash", "track", "execute_trade", "charge_card")]
+        [True, True, True, False, False]
+        """
+        words = name_words(name)
+        doubtful = bool(words) and (words[0] in _SHOWING_WORDS or _RUNNING_WORDS.issuperset(words))
+        return not self.is_told and doubtful
 
     @property
     def is_told(self) -> bool:

@@ -22,6 +22,8 @@ from burnish.loop.worlds import World
 from burnish.policies.kernels import loaded_kernels
 from burnish.store.reader import RunReader
 
+_COUNTS = ("processor", "gpu", "compiled_decode")
+"""Entries of the hardware that arithmetic depends on."""
 PACKAGES = ("burnish", "torch", "transformers", "peft", "tokenizers", "numpy", "pyarrow")
 
 
@@ -82,17 +84,20 @@ def source_notice(folder: Path, recipe: Recipe) -> str:
 
 
 def machine_notice(folder: Path, recipe: Recipe) -> str:
-    """What to say where a run goes on with other arithmetic than it was started with; "" where it does not."""
+    """What to say where a run goes on with another torch, processor or GPU, or with or without compiled functions, than
+    it was started with; "" where it does not, as far as its manifest says."""
     manifest = RunReader(folder).manifest()
-    here = {"torch": _version("torch"), "compiled decode steps": _compiled(recipe)}
-    there = {
-        "torch": manifest["versions"]["torch"],
-        "compiled decode steps": manifest["hardware"]["compiled_decode"],
-    }
-    changed = [f"{name}: {there[name]} then, {here[name]} now" for name in here if here[name] != there[name]]
+    then = {"torch": manifest["versions"].get("torch"), **{name: manifest["hardware"].get(name) for name in _COUNTS}}
+    hardware = _hardware(recipe)
+    now = {"torch": _version("torch"), **{name: hardware[name] for name in _COUNTS}}
+    changed = [
+        f"{name.replace('_', ' ')}: {then[name]} then, {now[name]} now"
+        for name in now
+        if then[name] is not None and now[name] != then[name]
+    ]
     if not changed:
         return ""
-    return f"{'; '.join(changed)}: what follows differs by rounding from what would have followed there"
+    return f"{'; '.join(changed)}: what follows may differ by rounding from what would have followed there"
 
 
 def tasks_hash(world: World, split: str) -> str:
@@ -128,6 +133,7 @@ def _git_state() -> dict[str, str]:
 def _hardware(recipe: Recipe) -> dict[str, Any]:
     return {
         "machine": platform.machine(),
+        "processor": _processor(),
         "system": f"{platform.system()} {platform.release()}",
         "cores": available_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if sys.platform != "win32" else 0,
@@ -138,6 +144,15 @@ def _hardware(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _processor() -> str:
+    """Its model, where the system says so."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
 def _compiled(recipe: Recipe) -> bool:
-    """Whether compiled functions take part in a decode step on a CPU here."""
-    return recipe.run.threads == 1 and loaded_kernels() is not None
+    """Whether compiled functions take part in a decode step here."""
+    return recipe.run.threads == 1 and not torch.cuda.is_available() and loaded_kernels() is not None

@@ -154,6 +154,7 @@ def _opened(path: Path) -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path))
         for name in ("burnish_norm", "burnish_silu", "burnish_attend"):
             getattr(library, name).restype = None
+        library.burnish_draw.restype = ctypes.c_int
     except (OSError, AttributeError):
         return None
     return library
@@ -186,6 +187,8 @@ def _compile(path: Path) -> None:
         if done.returncode != 0:
             raise Refused(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-500:]}")
         made.chmod(0o700)
+        with made.open("rb") as file:
+            os.fsync(file.fileno())  # half a library after a power cut would end every process that loads it
         os.replace(made, path)
 
 
