@@ -99,7 +99,8 @@ def test_category_and_owner_are_its_own_where_it_named_the_step(case: Record, fo
     critical = look(ScriptedJudge(says(**named)), case, found).critical
     assert critical is not None
     assert (critical.index, critical.category, critical.owner) == (1, Category.UNDERSPECIFIED, Fault.USER)
-    assert critical.why[-1] == "scripted: scripted"
+    assert critical.why[0] == "scripted: scripted"
+    assert critical.by_judge
 
 
 def test_where_it_names_no_step_its_other_words_count_for_nothing(case: Record, found: Diagnosis) -> None:
@@ -110,6 +111,7 @@ def test_where_it_names_no_step_its_other_words_count_for_nothing(case: Record, 
     assert critical is not None
     assert (critical.index, critical.category, critical.owner) == (before.index, before.category, before.owner)
     assert critical.why == before.why
+    assert not critical.by_judge
 
 
 def test_who_cannot_tell_moves_nothing(case: Record, found: Diagnosis) -> None:
@@ -245,6 +247,10 @@ def test_an_endpoint_is_one_flag(runs: Path, tmp_path: Path, capsys: pytest.Capt
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["trajectory_id"] for row in rows] == [f"r{n}" for n in range(10)]
     assert {(row["critical_step"], row["owner"], row["judged"]) for row in rows} == {(5, "user", True)}
+    assert main([*words, "--offline", "--cache", str(cache), "--report", str(tmp_path / "r.md")]) == 0
+    assert "a judge's word" in (tmp_path / "r.md").read_text()
+    assert "place alone" not in (tmp_path / "r.md").read_text()
+    capsys.readouterr()
     assert main([*words, "--offline", "--cache", str(cache)]) == 0
     assert "10 trajectories judged, 0 not; 0 requests" in capsys.readouterr().out
 

@@ -184,7 +184,8 @@ def _worded(suspects: Sequence[Suspect], replies: Sequence[JudgeReply], name: st
         first,
         category=category if values.get(str(category), 0.0) > 0.5 else first.category,
         owner=owner if values.get(_party(owner), 0.0) > 0.5 else first.owner,
-        why=(*first.why, f"{name}: {next(filter(None, reasons), 'yes')}"),
+        why=(f"{name}: {next(filter(None, reasons), 'yes')}", *first.why),
+        by_judge=True,
     )
     return first, *suspects[1:]
 

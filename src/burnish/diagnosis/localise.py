@@ -83,6 +83,7 @@ class Suspect:
     owner: Fault
     why: tuple[str, ...] = ()
     agent: str = ""
+    by_judge: bool = False
 
     @property
     def party(self) -> str:

@@ -189,9 +189,8 @@ def cause_of(case: Case) -> tuple[str, str]:
     departs = next((d for d in case.diagnosis.difference.departures if d.position == position), None)
     item = case.record.items[position]
     tool = item.calls[0].name if item.calls else item.name
-    cause = (
-        best.constraint if best is not None else f"departs: {departs.kind}" if departs is not None else "place alone"
-    )
+    unexplained = "a judge's word" if case.critical.by_judge else "place alone"
+    cause = best.constraint if best is not None else f"departs: {departs.kind}" if departs is not None else unexplained
     return cause, tool
 
 
