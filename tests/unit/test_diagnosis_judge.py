@@ -17,10 +17,9 @@ from judge_endpoint import judge_endpoint
 from burnish.cli import main
 from burnish.cli.diagnose_judge import GIVES_UP, Panel
 from burnish.core.judge import Criterion, JudgeCause, JudgeError
-from burnish.diagnosis.built_in import engine_of
 from burnish.diagnosis.diagnose import Diagnosis, Engine
 from burnish.diagnosis.formats.chat import write_chat
-from burnish.diagnosis.judge import ASKED, CATEGORIES, MAX_CHARS, ODDS, ODDS_WITHOUT_POLICY, judged, question
+from burnish.diagnosis.judge import ASKED, CATEGORIES, MAX_CHARS, ODDS, judged, question
 from burnish.diagnosis.record import Call, Item, Label, Record, Reference
 from burnish.diagnosis.taxonomy import Category, Fault
 from burnish.testing.fakes import GullibleJudge, ScriptedJudge
@@ -71,26 +70,17 @@ def found(case: Record) -> Diagnosis:
     return Engine().diagnose(case)
 
 
-def test_rules_of_the_domain_are_told_of(case: Record, found: Diagnosis) -> None:
-    assert not found.ruled
-    assert engine_of("shop", "").diagnose(case).ruled
-
-
 # -- what its words move ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ruled", [True, False])
-def test_a_yes_multiplies_the_odds_and_the_sum_stays(ruled: bool, case: Record, found: Diagnosis) -> None:
-    """With rules of the domain the machine's word has more weight."""
-    found = replace(found, ruled=ruled)
-    odds = ODDS if ruled else ODDS_WITHOUT_POLICY
+def test_a_yes_multiplies_the_odds_and_the_sum_stays(case: Record, found: Diagnosis) -> None:
     first, second, third = found.suspects[:3]
     undecided = {f"message_{s.index}": 2 for s in found.suspects}
     after = look(ScriptedJudge(says(**undecided | {f"message_{second.index}": 4})), case, found)
     p = {suspect.index: suspect.p for suspect in after.suspects}
     assert after.judged
     assert sum(p.values()) == pytest.approx(sum(s.p for s in found.suspects))
-    assert p[second.index] / p[first.index] == pytest.approx(odds * second.p / first.p)
+    assert p[second.index] / p[first.index] == pytest.approx(ODDS * second.p / first.p)
     assert p[third.index] / p[first.index] == pytest.approx(third.p / first.p)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from burnish.cli import main
 from burnish.diagnosis.built_in import engine_of
-from burnish.diagnosis.diagnose import Engine, Model, diagnosis_json, load_model, model_json
+from burnish.diagnosis.diagnose import TEMPERATURE, Engine, Model, diagnosis_json, load_model, model_json
 from burnish.diagnosis.difference import Kind, difference
 from burnish.diagnosis.formats.chat import write_chat
 from burnish.diagnosis.generated import admit
@@ -168,6 +168,26 @@ def test_generated_constraints_vote_only_after_every_gate() -> None:
     assert "passing runs" in admit([proposal()], unlisted)[0].refused
     assert admit([proposal()], [])[0].constraint is None
     assert admit([{"rule": {"id": "x", "kind": "before", "needs": "__import__('os')"}}, 3, None], passing)[1].refused
+
+
+def test_chances_are_flatter_where_no_rules_of_the_domain_are_known() -> None:
+    case = replace(bought("11"), passed=False)
+    ranking = Engine().rank(*looked(case))
+    flat = Engine().diagnose(case).suspects
+    assert [s.index for s in flat] == [s.index for s in ranking.suspects]
+    a, b = (ranking.suspects[n].p for n in (0, 1))
+    assert flat[0].p / flat[1].p == pytest.approx((a / b) ** (1 / TEMPERATURE))
+    assert sum(s.p for s in flat) == pytest.approx(1.0)
+    ruled = Engine(policy=engine_of("shop", "").policy)
+    a, b = (ruled.rank(*looked(case, ruled)).suspects[n].p for n in (0, 1))
+    kept = ruled.diagnose(case).suspects
+    assert kept[0].p / kept[1].p == pytest.approx(a / b)
+
+
+def looked(case: Record, engine: Engine | None = None) -> Any:
+    engine = engine or Engine()
+    view, log, found = engine.look(case)
+    return view, engine.cases(view, log, found), found
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ from burnish.diagnosis.taxonomy import Category, Fault
 from burnish.diagnosis.team_rules import team_constraints
 from burnish.diagnosis.view import View, speaker
 
+TEMPERATURE = 2.0
+"""Of chances where no rules of the domain are known: the weights were fitted with such rules, and claim too much."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
@@ -47,8 +50,8 @@ class Diagnosis:
 
     suspects: likeliest first; chances under "something went wrong" where the run is known to have failed, else beside
     `p_none`.  accused: whether that is enough to say so; where it is not, the answer is "don't know".  critical: the
-    first suspect of an accused run.  ruled: rules of its domain were known.  judged: a judge has had a word in it;
-    unjudged: why one that was asked has not.
+    first suspect of an accused run.  judged: a judge has had a word in it; unjudged: why
+    one that was asked has not.
     """
 
     record_id: str
@@ -57,7 +60,6 @@ class Diagnosis:
     accused: bool
     log: Log
     difference: Difference
-    ruled: bool = False
     judged: bool = False
     unjudged: str = ""
 
@@ -108,6 +110,8 @@ class Engine:
         """The diagnosis of what `look` has seen.  failed: that it did is known."""
         ranking = self.rank(view, self.cases(view, log, found), found)
         suspects, threshold = ranking.suspects, self.model.accuse_at if found.compared else self.model.accuse_blind_at
+        if not self.policy.constraints:
+            suspects = _tempered(suspects)
         if failed and ranking.p_none < 1.0:
             suspects = tuple(_scaled(s, 1.0 / max(1e-12, 1.0 - ranking.p_none)) for s in suspects)
         return Diagnosis(
@@ -117,7 +121,6 @@ class Engine:
             accused=bool(suspects) and (failed or 1.0 - ranking.p_none >= threshold),
             log=log,
             difference=found,
-            ruled=bool(self.policy.constraints),
         )
 
     def cases(self, view: View, log: Log, found: Difference) -> tuple[Hypothesis, ...]:
@@ -151,6 +154,13 @@ class Engine:
         if not any(members):
             return ranking
         return replace(ranking, suspects=tuple(replace(s, agent=members[s.position]) for s in ranking.suspects))
+
+
+def _tempered(suspects: tuple[Suspect, ...]) -> tuple[Suspect, ...]:
+    """Chances to the power 1 / TEMPERATURE with the sum that they had (temperature scaling, Guo et al. 2017)."""
+    powers = [s.p ** (1.0 / TEMPERATURE) for s in suspects]
+    scale = sum(s.p for s in suspects) / max(1e-300, sum(powers))
+    return tuple(replace(s, p=min(1.0, power * scale)) for s, power in zip(suspects, powers, strict=True))
 
 
 def _scaled(suspect: Suspect, by: float) -> Suspect:

@@ -22,9 +22,8 @@ from burnish.diagnosis.taxonomy import Category, Fault
 
 ASKED = 40
 """Messages that are put to the judge, likeliest first."""
-ODDS, ODDS_WITHOUT_POLICY = 9.0, 30.0
-"""How far a plain yes or no moves the odds of a message; at half-sure it moves nothing.  Further where no rules of the
-domain are known: there the first suspect is right in one of five, far less often than its chance says."""
+ODDS = 9.0
+"""How far a plain yes or no moves the odds of a message; at half-sure it moves nothing."""
 ATTEMPTS = 2
 """A reply that cannot be used is asked for once more, with another nonce."""
 LEVELS = 4
@@ -156,12 +155,11 @@ def _candidates(record: Record, diagnosis: Diagnosis) -> list[Suspect]:
 
 
 def _moved(diagnosis: Diagnosis, candidates: Sequence[Suspect], values: Mapping[str, float]) -> list[Suspect]:
-    """p(step) times odds^(2 value - 1), scaled to the sum that those who were asked about had; a yes makes a suspect of
+    """p(step) times ODDS^(2 value - 1), scaled to the sum that those who were asked about had; a yes makes a suspect of
     what was none.  Who was not asked about keeps his chance: a no to all others says nothing about him."""
-    odds = ODDS if diagnosis.ruled else ODDS_WITHOUT_POLICY
     known = {suspect.index for suspect in diagnosis.suspects}
     kept = [s for s in candidates[:ASKED] if s.index in known or values.get(_step(s), 0.0) > 0.5]
-    moved = [replace(s, p=s.p * odds ** (2.0 * values.get(_step(s), 0.5) - 1.0)) for s in kept]
+    moved = [replace(s, p=s.p * ODDS ** (2.0 * values.get(_step(s), 0.5) - 1.0)) for s in kept]
     scale = sum(s.p for s in diagnosis.suspects[:ASKED]) / max(1e-300, sum(s.p for s in moved))
     scaled = [replace(s, p=min(1.0, s.p * scale)) for s in moved]
     return sorted([*scaled, *diagnosis.suspects[ASKED:]], key=lambda s: (-s.p, s.position))
