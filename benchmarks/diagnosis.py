@@ -19,7 +19,8 @@ diagnosis_runs/model_answers.json, three to each question; --judge asks another 
 
 Bar: with reference, over all 29, exact at least 10, category at least 10, owner above 20; at most 10% of the passing
 runs accused with outcomes hidden, with and without reference; 1,000 trajectories of 30 steps in under 10 s on one core.
-`holds` is that of the machine alone, `holds_read` that of the machine after the model's word.
+The bar does not say by whom: `holds` is that of the whole pipeline, with the model's word, and `holds_alone` that of
+the machine without it.
 """
 
 from __future__ import annotations
@@ -94,16 +95,19 @@ def main() -> int:
     folder = Path(options.data) / "agentrx_tau"
     speed_s = speed(100 if options.quick else 1000)
     result: dict[str, Any] = {"seconds_per_1000": speed_s, "quick": options.quick}
+    alone: bool | None = None
     holds: bool | None = None
-    read: bool | None = None
     if (folder / "tau_ground_truth.json").exists():
-        holds, read = _on_labels(folder, result, options)
+        alone, holds = _on_labels(folder, result, options)
     else:
         console.print(f"skipped: no {folder / 'tau_ground_truth.json'}; the labelled runs are not part of the project")
     console.print(f"1,000 trajectories of 30 messages: {speed_s:.2f} s on one core (bar {SPEED_BAR_S:g} s)")
-    if holds is not None and read is not None:
-        holds, read = holds and speed_s < SPEED_BAR_S, read and speed_s < SPEED_BAR_S
-    result["holds"], result["holds_read"] = (None, None) if options.quick else (holds, read)
+    if holds is not None and alone is not None and not options.quick:
+        alone, holds = alone and speed_s < SPEED_BAR_S, holds and speed_s < SPEED_BAR_S
+        console.print(
+            f"bar: {'holds' if holds else 'missed'} after a model's word, {'holds' if alone else 'missed'} without"
+        )
+    result["holds"], result["holds_alone"] = (None, None) if options.quick else (holds, alone)
     print(json.dumps(result))
     return 0 if options.quick or holds is not False else 1
 
@@ -202,8 +206,8 @@ def _on_labels(folder: Path, result: dict[str, Any], options: argparse.Namespace
     if write_model:
         _write_model(Path(write_model), passing, failed)
     spared_enough = all(result[f"accused_{_name(r)}"]["passing"] <= ACCUSED_BAR * len(passing) for r in (True, False))
-    holds, read = (spared_enough and _reaches_bar(result[f"{rows}_with_reference"]) for rows in ("all_29", "read"))
-    return holds, read
+    alone, holds = (spared_enough and _reaches_bar(result[f"{rows}_with_reference"]) for rows in ("all_29", "read"))
+    return alone, holds
 
 
 def _reaches_bar(row: Mapping[str, Any]) -> bool:
