@@ -40,16 +40,19 @@ from diagnosis_runs.labelled import (
     POLICY,
     WITHIN,
     Answer,
+    Case,
     Run,
-    answer,
+    answer_of,
     baselines,
+    cases_held_out,
+    cases_left_out,
     figures,
-    left_out,
     random_step,
     read_runs,
+    spared_left_out,
     train,
 )
-from diagnosis_runs.read_by_model import asked, cases_held_out, cases_left_out, heard, kept_count
+from diagnosis_runs.read_by_model import asked, heard, kept_count
 from diagnosis_runs.synthetic import records
 from rich import box
 from rich.console import Console
@@ -62,6 +65,8 @@ from burnish.diagnosis.policy import load_policy
 from burnish.graders.judge_budget import JudgeLedger
 from burnish.stats.intervals import wilson
 
+Tables = Mapping[str, Sequence[Case]]
+"""Runs with what the machine says of them, by `_name`: with and without a reference."""
 SPLIT_SALT = "burnish diagnosis"
 READ = 14
 HERE = Path(__file__).resolve().parent / "diagnosis_runs"
@@ -123,6 +128,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--votes", type=int, default=3, help="answers of --judge to each question (default: 3)")
     parser.add_argument("--cache", default="", metavar="FILE", help="keep the replies of --judge here")
     parser.add_argument("--write-model", default="", metavar="FILE", help="weights fitted on all runs, for `--weights`")
+    parser.set_defaults(offline=False)
     return parser.parse_args()
 
 
@@ -142,7 +148,7 @@ def rule_list() -> dict[str, Any]:
     }
 
 
-def first_score(passing: Sequence[Run], failed: Sequence[Run], held: Sequence[str]) -> dict[str, Any]:
+def first_score(held_out: Tables) -> dict[str, Any]:
     """The one score of the held-out runs: read where it was made before, else made and kept."""
     if FIRST.exists():
         kept: dict[str, Any] = json.loads(FIRST.read_text(encoding="utf-8"))
@@ -150,20 +156,14 @@ def first_score(passing: Sequence[Run], failed: Sequence[Run], held: Sequence[st
     score: dict[str, Any] = {"rules_source_sha256": json.loads(RULES.read_text(encoding="utf-8"))["source_sha256"]}
     if score["rules_source_sha256"] != rule_list()["source_sha256"]:
         raise SystemExit("the rules are not those that were frozen; run --freeze before the first score")
-    score |= held_out_now(passing, failed, held)
+    score |= scored(held_out)
     FIRST.write_text(json.dumps(score, indent=1) + "\n", encoding="utf-8")
     return score
 
 
-def held_out_now(passing: Sequence[Run], failed: Sequence[Run], held: Sequence[str]) -> dict[str, Any]:
-    """Figures of the held-out runs by weights fitted on the runs that were read."""
-    seen = [run for run in failed if run.record.id not in held]
-    unseen = [run for run in failed if run.record.id in held]
-    score = {}
-    for reference in (True, False):
-        model = train(passing, seen, reference)
-        score[_name(reference)] = figures([answer(run, model, reference) for run in unseen])
-    return score
+def scored(tables: Tables) -> dict[str, Any]:
+    """Figures of what the machine says."""
+    return {name: figures([answer_of(run, said) for run, said in cases]) for name, cases in tables.items()}
 
 
 def _name(reference: bool) -> str:
@@ -175,18 +175,19 @@ def _on_labels(folder: Path, result: dict[str, Any], options: argparse.Namespace
     quick, seeds, write_model = options.quick, options.seeds, options.write_model
     passing, failed = read_runs(folder)
     _, held = split_ids(run.record.id for run in failed)
-    result["held_out_15"] = first_score(passing, failed, held)
-    result["held_out_15_now"] = held_out_now(passing, failed, held)
-    same = all(result["held_out_15_now"][name] == result["held_out_15"][name] for name in result["held_out_15_now"])
+    seen, unseen = ([run for run in failed if (run.record.id in held) is own] for own in (False, True))
+    held_out = {_name(r): cases_held_out(passing, seen, unseen, r) for r in (True, False)}
+    result["held_out_15"], result["held_out_15_now"] = first_score(held_out), scored(held_out)
+    same = all(result["held_out_15_now"][name] == result["held_out_15"][name] for name in held_out)
     console.print(f"the rules as they are now give {'the first score' if same else 'ANOTHER score than the first'}")
     if quick:
         passing, failed = passing[:20], failed[:6]
-    answers, spared = {}, {}
+    cases = {_name(r): cases_left_out(passing, failed, r) for r in (True, False)}
+    result |= {f"all_29_{name}": row for name, row in scored(cases).items()}
     for reference in (True, False):
-        answers[reference], spared[reference] = left_out(passing, failed, reference)
-        result[f"all_29_{_name(reference)}"] = figures(answers[reference])
-        result[f"accused_{_name(reference)}"] = accusations(answers[reference], spared[reference])
-    result |= read_by_model(passing, failed, held, options)
+        answers = [answer_of(run, said) for run, said in cases[_name(reference)]]
+        result[f"accused_{_name(reference)}"] = accusations(answers, spared_left_out(passing, failed, reference))
+    result |= read_by_model(cases, held_out, options)
     result["baselines"] = {name: figures(rows) for name, rows in baselines(failed).items()}
     result["baselines"]["random agent step"] = random_figures(failed, seeds)
     title = f"all {len(failed)}, weights refitted without the task"
@@ -218,17 +219,11 @@ def _reaches_bar(row: Mapping[str, Any]) -> bool:
     )
 
 
-def read_by_model(
-    passing: Sequence[Run], failed: Sequence[Run], held: Sequence[str], options: argparse.Namespace
-) -> dict[str, Any]:
+def read_by_model(cases: Tables, held_out: Tables, options: argparse.Namespace) -> dict[str, Any]:
     """Figures after a model's word: all votes together, and of kept answers each vote alone."""
-    seen, unseen = ([run for run in failed if (run.record.id in held) is own] for own in (False, True))
-    names = {_name(reference): reference for reference in (True, False)}
-    tables = {f"read_{name}": cases_left_out(passing, failed, own) for name, own in names.items()}
-    if seen and unseen and not options.quick:
-        tables |= {f"read_held_out_{n}": cases_held_out(passing, seen, unseen, own) for n, own in names.items()}
+    tables = {f"read_{name}": rows for name, rows in cases.items()}
+    tables |= {f"read_held_out_{name}": rows for name, rows in held_out.items()}
     if options.judge:
-        options.offline = False
         judge = open_judge(options.judge, options, JudgeLedger(), timeout_s=300.0, temperature=0.7)
         return {name: figures(rows) for name, rows in asked(judge, tables, options.votes).items()}
     found: dict[str, Any] = {}

@@ -204,16 +204,27 @@ def random_step(runs: Sequence[Run], rng: random.Random, draws: int = 500) -> li
     return answers
 
 
-def left_out(passing: Sequence[Run], failed: Sequence[Run], reference: bool) -> tuple[list[Answer], list[Answer]]:
-    """(answers of failed runs, of passing runs), each by a model that saw no run of its task.
+Case = tuple[Run, Diagnosis]
 
-    Failed runs are left out one by one, passing ones in ten folds by their task.
-    """
-    answers = []
+
+def cases_left_out(passing: Sequence[Run], failed: Sequence[Run], reference: bool) -> list[Case]:
+    """Failed runs, each with what weights say that saw no run of its task."""
+    found = []
     for run in failed:
         others = [r for r in failed if r.record.task_id != run.record.task_id]
         free = [r for r in passing if r.record.task_id != run.record.task_id]
-        answers.append(answer(run, train(free, others, reference), reference))
+        found.append((run, run.weighed(train(free, others, reference), reference)))
+    return found
+
+
+def cases_held_out(passing: Sequence[Run], seen: Sequence[Run], unseen: Sequence[Run], reference: bool) -> list[Case]:
+    """Runs that were not read, with what weights say that were fitted on those that were."""
+    model = train(passing, seen, reference)
+    return [(run, run.weighed(model, reference)) for run in unseen]
+
+
+def spared_left_out(passing: Sequence[Run], failed: Sequence[Run], reference: bool) -> list[Answer]:
+    """Answers of passing runs by models that saw no run of their task, in ten folds."""
     spared = []
     for fold in range(10):
         held = [r for n, r in enumerate(passing) if n % 10 == fold]
@@ -224,4 +235,4 @@ def left_out(passing: Sequence[Run], failed: Sequence[Run], reference: bool) -> 
             reference,
         )
         spared += [answer(r, model, reference) for r in held]
-    return answers, spared
+    return spared

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from burnish.core.judge import Judge, JudgeReply, JudgeRequest, Verdict
-from burnish.diagnosis.diagnose import Diagnosis
 from burnish.diagnosis.judge import CATEGORIES, LEVELS, OWNERS, judged
-from diagnosis_runs.labelled import Answer, Run, answer_of, train
+from diagnosis_runs.labelled import Answer, Case, answer_of
 
 KEPT = Path(__file__).resolve().parent / "model_answers.json"
 NAMES = [*map(str, CATEGORIES), *(f"fault_{fault}" for fault in OWNERS)]
@@ -60,25 +59,6 @@ def kept_votes(name: str, trajectory: str) -> list[Mapping[str, Any]]:
 def kept_count() -> int:
     """How often each question was answered."""
     return len(_kept()["with_reference"])
-
-
-Case = tuple[Run, Diagnosis]
-
-
-def cases_left_out(passing: Sequence[Run], failed: Sequence[Run], reference: bool) -> list[Case]:
-    """Failed runs with what weights say that saw no run of their task."""
-    found = []
-    for run in failed:
-        others = [r for r in failed if r.record.task_id != run.record.task_id]
-        free = [r for r in passing if r.record.task_id != run.record.task_id]
-        found.append((run, run.weighed(train(free, others, reference), reference)))
-    return found
-
-
-def cases_held_out(passing: Sequence[Run], seen: Sequence[Run], unseen: Sequence[Run], reference: bool) -> list[Case]:
-    """Runs that were not read, with what weights say that were fitted on those that were."""
-    model = train(passing, seen, reference)
-    return [(run, run.weighed(model, reference)) for run in unseen]
 
 
 def heard(cases: Sequence[Case], name: str, votes: Sequence[int]) -> list[Answer]:
