@@ -57,11 +57,13 @@ class Panel:
         """Each record with its diagnosis after the judge's word; without an accused one nothing is asked."""
         with Console(stderr=True).status("judge: nothing asked yet") as status:
             batch: list[tuple[Any, Diagnosis | None]] = []
+            to_ask = 0
             for row in rows:
                 batch.append(row)
-                if len(batch) >= MOST_WAITING or sum(_is_asked(*one) for one in batch) >= AT_ONCE:
+                to_ask += _is_asked(*row)
+                if to_ask >= AT_ONCE or len(batch) >= MOST_WAITING:
                     yield from self._runner.run(self._all(batch))
-                    batch = []
+                    batch, to_ask = [], 0
                     status.update(f"judge: {self.answered + self.unanswered.total()} trajectories")
             yield from self._runner.run(self._all(batch))
 

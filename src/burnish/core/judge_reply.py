@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from burnish.core.judge import Criterion, JudgeCause, JudgeError, JudgeRequest, Verdict
-from burnish.core.text import clean_text
+from burnish.core.text import clean_text, json_depth
 
 MAX_REPLY_CHARS = 100_000
 MAX_DEPTH = 8
@@ -122,7 +122,7 @@ def _object(text: str) -> dict[str, Any]:
     text = text.rpartition("</think>")[2].strip()
     fenced = _FENCE.fullmatch(text)
     text = fenced[1] if fenced else text
-    if _depth(text) > MAX_DEPTH:
+    if json_depth(text) > MAX_DEPTH:
         raise _malformed("it is nested too deeply")
     try:
         data = json.loads(text, object_pairs_hook=_once, parse_constant=_refused)
@@ -131,23 +131,6 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise _malformed(f"it is no JSON object: {text[:80]!r}")
     return data
-
-
-def _depth(text: str) -> int:
-    """The deepest nesting of brackets; those in strings count too, as an upper bound would."""
-    depth = deepest = 0
-    in_string = escaped = False
-    for char in text:
-        if in_string:
-            in_string, escaped = (char != '"' or escaped), (char == "\\" and not escaped)
-        elif char == '"':
-            in_string = True
-        elif char in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char in "]}":
-            depth -= 1
-    return deepest
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 
 
 def clean_text(text: str) -> str:
@@ -48,3 +51,19 @@ def cap_text(text: str, limit_chars: int) -> tuple[str, bool]:
     if len(text) <= limit_chars:
         return text, False
     return f"{text[:limit_chars]}\n[cut: {len(text) - limit_chars} of {len(text)} characters]", True
+
+
+def json_depth(text: str) -> int:
+    r"""The deepest nesting of brackets outside of strings, before anything is parsed.
+
+    >>> json_depth('{"a": ["[[[", {}]}')
+    3
+    """
+    depth = deepest = 0
+    for character in _JSON_STRING.sub("", text):
+        if character in "{[":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "}]":
+            depth -= 1
+    return deepest

@@ -19,7 +19,7 @@ from burnish.core.hashing import bytes_hash, content_hash
 from burnish.loop.config import Recipe
 from burnish.loop.setup import available_cores
 from burnish.loop.worlds import World
-from burnish.policies.kernels import loaded_kernels
+from burnish.policies.kernels import loaded_kernels, processor_lines
 from burnish.store.reader import RunReader
 
 _COUNTS = ("processor", "gpu", "compiled_decode")
@@ -146,11 +146,8 @@ def _hardware(recipe: Recipe) -> dict[str, Any]:
 
 def _processor() -> str:
     """Its model, where the system says so."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    models = sorted(line.partition(":")[2].strip() for line in processor_lines("model name"))
+    return ", ".join(models) or platform.processor()
 
 
 def _compiled(recipe: Recipe) -> bool:

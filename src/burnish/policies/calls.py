@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from burnish.core.message import ToolCall
-from burnish.core.text import clean_json
+from burnish.core.text import clean_json, json_depth
 
 CALL_OPEN = "<tool_call>"
 CALL_CLOSE = "</tool_call>"
@@ -28,7 +28,6 @@ MAX_INTEGER_CHARS = 100
 
 _HERMES_MARKS = re.compile("|".join(re.escape(mark) for mark in (CALL_OPEN, CALL_CLOSE, THINK_CLOSE)))
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]{1,64})"')
-_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 
 
 class CallStyle(StrEnum):
@@ -150,24 +149,13 @@ def _loads(raw: str) -> Any:
     """Guarded JSON: bounded size, depth and integers; no NaN, infinity, repeated keys or lone surrogates."""
     if len(raw) > MAX_CALL_CHARS:
         raise ValueError(f"the call is longer than {MAX_CALL_CHARS} characters")
-    if raw.count("{") + raw.count("[") > MAX_DEPTH and _depth(raw) > MAX_DEPTH:
+    if raw.count("{") + raw.count("[") > MAX_DEPTH and json_depth(raw) > MAX_DEPTH:
         raise ValueError(f"JSON nested deeper than {MAX_DEPTH}")
     try:
         data = _DECODER.decode(raw.strip())
     except json.JSONDecodeError as error:
         raise ValueError(f"invalid JSON: {error.msg} at character {error.pos}") from error
     return clean_json(data) if "\\u" in raw else data
-
-
-def _depth(raw: str) -> int:
-    depth = deepest = 0
-    for character in _JSON_STRING.sub("", raw):
-        if character in "{[":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in "}]":
-            depth -= 1
-    return deepest
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

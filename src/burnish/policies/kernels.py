@@ -160,14 +160,20 @@ def _opened(path: Path) -> ctypes.CDLL | None:
     return library
 
 
+def processor_lines(*names: str) -> set[str]:
+    """Lines of these names in what the system tells of its processors; empty where it tells nothing.
+
+    `processor_lines("model name")` is {"model name\\t: ..."} on a machine with one kind of them.
+    """
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
+    return {line for line in lines if line.split("\t")[0] in names}
+
+
 def _fingerprint() -> str:
     """Of the source and of everything that the result depends on; another processor gets its own."""
-    processor = platform.platform()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        kinds = {line for line in lines if line.split("\t")[0] in ("model name", "flags", "Features", "CPU part")}
-        processor += "\n".join(sorted(kinds))
+    kinds = processor_lines("model name", "flags", "Features", "CPU part")
+    processor = platform.platform() + "\n".join(sorted(kinds))
     text = "\n".join([SOURCE.read_text(encoding="utf-8"), *FLAGS, platform.machine(), processor])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
